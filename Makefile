@@ -1,0 +1,82 @@
+# Every target sets up .venv by itself: with uv where it is on the PATH, else with venv and pip.
+
+PYTHON ?= python3
+JOBS ?= 2
+SEED ?= 0
+ARGS ?=
+EXTRAS ?= test
+
+JAX_PLATFORMS ?= cpu
+export JAX_PLATFORMS
+export ALLOW_MULTIPLE_LIBTPU_LOAD = 1
+
+BIN := .venv/bin
+LAYERS := core kernels models rl launch
+READY := .venv/.ok
+
+.PHONY: help demo demo-small demo-base bench test quick lint types wheel-check build-file clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo         train a tiny Gemma 3 on this machine (SEED=0, ARGS='--set key=value')"
+	@echo "make demo-small   the same, smaller: what .ci/run does"
+	@echo "make demo-base    pretrain the base model that the demo starts from"
+	@echo "make bench        check the kernels, then time them"
+	@echo "make test         lint, types, wheel-check and every test"
+	@echo "make quick        lint and the tests that are not slow"
+	@echo "make lint | types | wheel-check    one of them"
+	@echo "make build-file   write BUILD (Bazel) from the tree"
+	@echo "make clean        remove .venv, .build and what they left behind"
+
+demo: $(READY)
+	$(BIN)/python -m thinkfirst.launch.train --recipe=demo --set seed=$(SEED) $(ARGS)
+
+demo-small: $(READY)
+	$(BIN)/python -m thinkfirst.launch.train --recipe=demo_small --workdir=runs/demo_small --set seed=$(SEED) $(ARGS)
+
+demo-base: $(READY)
+	$(BIN)/python -m thinkfirst.launch.train --recipe=demo_base --set seed=$(SEED) $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python -m thinkfirst.launch.bench $(ARGS)
+
+test: lint types wheel-check
+	$(BIN)/pytest -n $(JOBS) $(ARGS)
+
+quick: lint
+	$(BIN)/pytest -n $(JOBS) -m "not slow" $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+# mypy cannot follow an editable install; these links are the package as it would be installed.
+types: $(READY)
+	@rm -rf .build/types && mkdir -p .build/types/thinkfirst
+	@for layer in $(LAYERS); do ln -s "../../../$$layer" ".build/types/thinkfirst/$$layer"; done
+	MYPYPATH=.build/types $(BIN)/mypy -p thinkfirst
+
+wheel-check: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m house.wheel
+
+build-file:
+	PYTHONPATH=tests $(PYTHON) -m house.write_build
+
+clean:
+	rm -rf .venv .build thinkfirst.egg-info
+
+$(READY): setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "thinkfirst needs Python 3.11 or later, and $(PYTHON) is not: try make PYTHON=python3.12 ..." >&2; exit 2; }
+	@set -e; \
+	interpreter=$$($(PYTHON) -c 'import sys; print(sys.executable)'); \
+	if command -v uv >/dev/null 2>&1; then \
+	  echo "setting up .venv with uv and $$interpreter"; \
+	  uv venv --quiet --allow-existing --python "$$interpreter" .venv; \
+	  uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]'; \
+	else \
+	  echo "setting up .venv with pip and $$interpreter (about a minute; uv, when installed, takes seconds)"; \
+	  "$$interpreter" -m venv .venv || { \
+	    echo "no virtual environment could be made; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 2; }; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'; \
+	fi
+	@touch $@

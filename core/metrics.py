@@ -1,0 +1,93 @@
+"""Scalars of every step to metrics.jsonl (the source of truth), TensorBoard and a progress bar."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorboardX
+import tqdm
+
+from thinkfirst.core import files
+
+
+class Writer:
+    """Appends rows to the JSONL files of a workdir.
+
+    Opened at step n it first drops rows of later steps: a resumed run leaves the file an uninterrupted one would.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, step: int) -> None:
+        self._workdir = workdir
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "completions.jsonl"):
+            _truncate_after(workdir / name, step)
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def scalars(self, row: dict[str, Any]) -> None:
+        """One row of metrics.jsonl; numbers go to TensorBoard too.  A number that is not finite is written as null."""
+        self._append("metrics.jsonl", [row])
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "step":
+                self._board.add_scalar(f"{row['stage']}/{name}", value, row["step"])
+        self._board.flush()
+
+    def completions(self, rows: list[dict[str, Any]]) -> None:
+        """Rows of completions.jsonl."""
+        self._append("completions.jsonl", rows)
+
+    def close(self) -> None:
+        self._board.close()
+
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        with open(self._workdir / name, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(_finite(row)) + "\n" for row in rows)
+
+
+class Clock:
+    """Seconds spent in named phases of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the seconds spent inside to `time/name`."""
+        start = time.perf_counter()
+        yield
+        key = f"time/{name}"
+        self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - start
+
+
+def progress(stage: str, start: int, stop: int) -> tqdm.tqdm:
+    """A progress bar on a terminal, a line now and then elsewhere."""
+    terminal = sys.stderr.isatty()
+    return tqdm.tqdm(
+        desc=stage,
+        initial=start,
+        total=stop,
+        unit="step",
+        dynamic_ncols=terminal,
+        ascii=not terminal,
+        mininterval=0.2 if terminal else 15,
+        maxinterval=1 if terminal else 30,
+    )
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def _truncate_after(path: pathlib.Path, step: int) -> None:
+    """Drops rows of steps after `step`, and a last line that a kill cut short."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        files.write_text(path, "".join(kept))

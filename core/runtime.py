@@ -1,0 +1,57 @@
+"""The process: how long it may run, where compiled programs are kept, which versions it runs on."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import time
+
+import jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece", "safetensors")
+
+
+class Budget:
+    """How many more steps and seconds this call may take; 0 means no limit."""
+
+    def __init__(self, *, max_steps: int = 0, max_seconds: float = 0.0) -> None:
+        if max_steps < 0 or max_seconds < 0:
+            raise ValueError(f"limits must not be negative: {max_steps=} {max_seconds=}")
+        self._steps = max_steps
+        self._deadline = time.monotonic() + max_seconds if max_seconds else float("inf")
+        self._taken = 0
+
+    def take(self) -> None:
+        """Counts one step."""
+        self._taken += 1
+
+    def spent(self) -> bool:
+        """True when no further step may begin."""
+        return bool(self._steps and self._taken >= self._steps) or time.monotonic() >= self._deadline
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers, and the device."""
+    found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    for package in _PACKAGES:
+        found[package] = importlib.metadata.version(package)
+    return found
+
+
+def use_compile_cache() -> None:
+    """Compiled programs are kept across runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    default = pathlib.Path.home() / ".cache" / "thinkfirst" / "jax"
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default)))
+
+
+def split_cpu(parts: int) -> None:
+    """Makes the CPU look like `parts` devices, so that data-parallel shards fill its cores; before JAX starts."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu" and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        jax.config.update("jax_num_cpu_devices", parts)
+
+
+def now() -> float:
+    """A clock for durations, in seconds."""
+    return time.perf_counter()

@@ -1,0 +1,214 @@
+"""Gemma 2 and Gemma 3 as one Flax NNX class: layers stacked by period and walked by `lax.scan`.
+
+A model is described once by the module and then split: `Model.params` is a plain dict of stacked arrays, and the
+compiled programs receive that dict.  Three ways through the same blocks:
+
+    hidden_BTD          = model.hidden(params, tokens_BT, ...)          whole sequences: training, scoring
+    hidden_PD, cache    = model.prefill(params, tokens_PT, ...)         prompts, filling a cache
+    hidden_BD, cache    = model.decode(params, token_B, position_B, cache, ...)    one token more
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from thinkfirst.kernels.decode_attention import api as decode_attention
+from thinkfirst.kernels.flash_attention import api as flash_attention
+from thinkfirst.models import config as model_config
+from thinkfirst.models import kv_cache, layers, lora
+
+Params = dict[str, Any]
+
+
+class Place(NamedTuple):
+    """Where in the model an attention is: its kind, the period the scan is at, the stacked cache of its layer."""
+
+    kind: model_config.Kind
+    period: jax.Array
+    ring: Any
+
+
+class Period(nnx.Module):
+    """One run through the pattern of local and global blocks."""
+
+    def __init__(
+        self, config: model_config.GemmaConfig, kinds: tuple[model_config.Kind, ...], *, rngs: nnx.Rngs
+    ) -> None:
+        for i, kind in enumerate(kinds):
+            setattr(self, f"layer_{i}", layers.Block(config, kind, rngs=rngs))
+
+
+class Gemma(nnx.Module):
+    """Embedding, stacks of periods, final norm.  The embedding is tied: it also reads the tokens out."""
+
+    def __init__(self, config: model_config.GemmaConfig, *, rngs: nnx.Rngs) -> None:
+        table = jax.random.normal(rngs.params(), (config.vocab_size, config.width)) * config.width**-0.5
+        self.embedding = nnx.Param(table.astype(config.dtype))
+        self.final_norm = layers.RMSNorm(config.width, epsilon=config.norm_epsilon, dtype=config.dtype)
+        for i, (kinds, repeats) in enumerate(config.stacks):
+            setattr(self, f"stack_{i}", _stacked(config, kinds, repeats, rngs=rngs))
+
+
+def _stacked(
+    config: model_config.GemmaConfig, kinds: tuple[model_config.Kind, ...], repeats: int, *, rngs: nnx.Rngs
+) -> Period:
+    """`repeats` periods with different weights in one module, stacked along a leading axis L."""
+
+    @nnx.split_rngs(splits=repeats)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(rngs: nnx.Rngs) -> Period:
+        return Period(config, kinds, rngs=rngs)
+
+    return make(rngs)
+
+
+class Model:
+    """A configuration and the functions of its parameters; holds no array."""
+
+    def __init__(self, config: model_config.GemmaConfig) -> None:
+        self.config = config
+        self._graph = nnx.graphdef(nnx.eval_shape(lambda: Gemma(config, rngs=nnx.Rngs(0))))
+
+    def init(self, seed: int) -> Params:
+        """Random parameters."""
+        return nnx.to_pure_dict(nnx.state(Gemma(self.config, rngs=nnx.Rngs(seed))))
+
+    def shapes(self) -> Params:
+        """The tree of parameters as jax.ShapeDtypeStruct."""
+        return jax.eval_shape(lambda: self.init(0))
+
+    def adapted(self) -> lora.Specs:
+        """Path -> (einsum, stacked shape) of every weight an adapter is put on."""
+        module = nnx.eval_shape(lambda: Gemma(self.config, rngs=nnx.Rngs(0)))
+        return {
+            tuple(str(name) for name in path): (node.spec, tuple(node.weight.shape))
+            for path, node in nnx.iter_graph(module)
+            if isinstance(node, layers.Einsum) and path[-1] in lora.TARGETS
+        }
+
+    def letters(self) -> Params:
+        """The tree of parameters with the dimension letters of each array in its place, e.g. "LDNH"."""
+        tree: Params = {"embedding": "VD", "final_norm": {"scale": "D"}}
+        module = nnx.eval_shape(lambda: Gemma(self.config, rngs=nnx.Rngs(0)))
+        for path, node in nnx.iter_graph(module):
+            if isinstance(node, layers.Einsum | layers.RMSNorm) and len(path) > 1:
+                owner = tree
+                for name in path:
+                    owner = owner.setdefault(str(name), {})
+                if isinstance(node, layers.Einsum):
+                    owner["weight"] = "L" + lora.split(node.spec).weight
+                else:
+                    owner["scale"] = "L" + node.letter
+        return tree
+
+    def hidden(
+        self,
+        params: Params,
+        tokens_BT: Int[Array, "B T"],
+        *,
+        segment_BT: Int[Array, "B T"],
+        adapter: lora.Adapter | None = None,
+        remat: bool = False,
+    ) -> Float[Array, "B T D"]:
+        """Final hidden states of whole sequences; `segment_BT` tells which tokens may see each other (0: padding)."""
+
+        def attend(place: Place, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
+            return flash_attention.attention(query, key, value, segment_BT, **self._attention(place.kind)), None
+
+        position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        return self._run(params, tokens_BT, position_BT, attend, adapter=adapter, remat=remat)[0]
+
+    def prefill(
+        self,
+        params: Params,
+        tokens_PT: Int[Array, "P T"],
+        length_P: Int[Array, "P"],
+        cache: kv_cache.Cache,
+        *,
+        adapter: lora.Adapter | None = None,
+    ) -> tuple[Float[Array, "P D"], kv_cache.Cache]:
+        """Hidden state of each prompt's last token, and the cache holding every prompt."""
+        segment_PT = (jnp.arange(tokens_PT.shape[1])[None, :] < length_P[:, None]).astype(jnp.int32)
+
+        def attend(place: Place, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
+            context = flash_attention.attention(query, key, value, segment_PT, **self._attention(place.kind))
+            return context, kv_cache.fill(place.ring, place.period, key, value, length_P)
+
+        position_PT = jnp.broadcast_to(jnp.arange(tokens_PT.shape[1]), tokens_PT.shape)
+        hidden_PTD, cache = self._run(params, tokens_PT, position_PT, attend, adapter=adapter, cache=cache)
+        return jnp.take_along_axis(hidden_PTD, (length_P - 1)[:, None, None], axis=1)[:, 0], cache
+
+    def decode(
+        self,
+        params: Params,
+        token_B: Int[Array, "B"],
+        position_B: Int[Array, "B"],
+        cache: kv_cache.Cache,
+        *,
+        adapter: lora.Adapter | None = None,
+    ) -> tuple[Float[Array, "B D"], kv_cache.Cache]:
+        """Hidden state of one new token per row, and the cache holding it too."""
+
+        def attend(place: Place, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
+            ring = kv_cache.append(place.ring, place.period, key[:, 0], value[:, 0], position_B)
+            past_key, past_value = kv_cache.layer(ring, place.period)
+            context_BNH = decode_attention.attention(
+                query[:, 0], past_key, past_value, position_B, **self._attention(place.kind)
+            )
+            return context_BNH[:, None], ring
+
+        hidden_BTD, cache = self._run(
+            params, token_B[:, None], position_B[:, None], attend, adapter=adapter, cache=cache
+        )
+        return hidden_BTD[:, 0], cache
+
+    def _attention(self, kind: str) -> dict[str, Any]:
+        return {
+            "scale": self.config.query_scalar**-0.5,
+            "window": self.config.window if kind == "local" else 0,
+            "soft_cap": self.config.attention_soft_cap,
+        }
+
+    def _run(
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        position_BT: jax.Array,
+        attend: Any,
+        *,
+        adapter: lora.Adapter | None,
+        cache: kv_cache.Cache | None = None,
+        remat: bool = False,
+    ) -> tuple[jax.Array, Any]:
+        """Embed, walk every stack, normalise."""
+        module, factors = nnx.merge(self._graph, params), lora.scaled(adapter)
+        x_BTD = module.embedding[...][tokens_BT]
+        x_BTD = x_BTD * jnp.asarray(self.config.width**0.5, x_BTD.dtype)
+        rings: dict[str, Any] = dict(cache or {})
+        for i, (kinds, repeats) in enumerate(self.config.stacks):
+            name = f"stack_{i}"
+            graph, state = nnx.split(getattr(module, name))
+            step = functools.partial(_period_step, graph=graph, kinds=kinds, position_BT=position_BT, attend=attend)
+            xs = (jnp.arange(repeats), nnx.to_pure_dict(state), factors.get(name, {}))
+            (x_BTD, rings[name]), _ = jax.lax.scan(
+                jax.checkpoint(step) if remat else step, (x_BTD, rings.get(name)), xs
+            )
+        return module.final_norm(x_BTD), rings
+
+
+def _period_step(
+    carry: Any, xs: Any, *, graph: Any, kinds: tuple[model_config.Kind, ...], position_BT: jax.Array, attend: Any
+) -> tuple[Any, None]:
+    """Body of the scan: one period, its parameters and adapter factors in `xs`, the stream and cache carried."""
+    (x_BTD, cache), (index, params, factors) = carry, xs
+    period, rings = nnx.merge(graph, params), {}
+    for i, kind in enumerate(kinds):
+        name = f"layer_{i}"
+        place = Place(kind, index, None if cache is None else cache[name])
+        block = getattr(period, name)
+        x_BTD, rings[name] = block(x_BTD, position_BT, factors.get(name, {}), functools.partial(attend, place))
+    return (x_BTD, None if cache is None else rings), None

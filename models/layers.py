@@ -1,0 +1,126 @@
+"""The parts of a Gemma block: einsum with optional adapter, RMSNorm, RoPE, attention, feed-forward.
+
+Adapter factors come in as plain arguments (see `models/lora.py`); a module holds base weights only.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from thinkfirst.models import config as model_config
+from thinkfirst.models import lora
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]  # q, k, v -> context, cache
+
+
+class Einsum(nnx.Module):
+    """A weight and the einsum that applies it, e.g. "BTD,DNH->BTNH"."""
+
+    def __init__(self, spec: str, shape: tuple[int, ...], *, dtype: str, rngs: nnx.Rngs) -> None:
+        self.spec = spec
+        letters = lora.split(spec)
+        fan_in = 1
+        for letter, size in zip(letters.weight, shape, strict=True):
+            fan_in *= size if letter in letters.contracted else 1
+        self.weight = nnx.Param((jax.random.normal(rngs.params(), shape) * fan_in**-0.5).astype(dtype))
+
+    def __call__(self, x: Float[Array, "..."], factors: lora.Factors | None) -> Float[Array, "..."]:
+        """x . W, plus (x . A) . B when factors are given."""
+        y = jnp.einsum(self.spec, x, self.weight[...])
+        return y if factors is None else y + lora.delta(self.spec, x, factors).astype(y.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * (1 + scale), in float32."""
+
+    def __init__(self, width: int, *, letter: str = "D", epsilon: float, dtype: str) -> None:
+        self.letter, self.epsilon = letter, epsilon
+        self.scale = nnx.Param(jnp.zeros((width,), dtype))
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.epsilon)
+        return (normed * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+
+
+def rope(
+    x_BTNH: Float[Array, "B T N H"], position_BT: Int[Array, "B T"], *, base: float, factor: float
+) -> Float[Array, "B T N H"]:
+    """Rotary position embedding, halves rotated (Su et al., arXiv 2104.09864); positions divided by `factor`."""
+    half = x_BTNH.shape[-1] // 2
+    frequency_H = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (position_BT.astype(jnp.float32) / factor)[:, :, None, None] * frequency_H
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+class Attention(nnx.Module):
+    """Projections around an attention kernel, which the caller hands in as `attend`."""
+
+    def __init__(self, config: model_config.GemmaConfig, kind: model_config.Kind, *, rngs: nnx.Rngs) -> None:
+        self.config, self.kind = config, kind
+        d, n, k, h = config.width, config.num_heads, config.num_kv_heads, config.head_dim
+        self.query = Einsum("BTD,DNH->BTNH", (d, n, h), dtype=config.dtype, rngs=rngs)
+        self.key = Einsum("BTD,DKH->BTKH", (d, k, h), dtype=config.dtype, rngs=rngs)
+        self.value = Einsum("BTD,DKH->BTKH", (d, k, h), dtype=config.dtype, rngs=rngs)
+        self.output = Einsum("BTNH,NHD->BTD", (n, h, d), dtype=config.dtype, rngs=rngs)
+        if config.query_key_norm:
+            self.query_norm = RMSNorm(h, letter="H", epsilon=config.norm_epsilon, dtype=config.dtype)
+            self.key_norm = RMSNorm(h, letter="H", epsilon=config.norm_epsilon, dtype=config.dtype)
+
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], position_BT: Int[Array, "B T"], factors: lora.Tree, attend: Attend
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        config = self.config
+        query_BTNH = self.query(x_BTD, factors.get("query"))
+        key_BTKH = self.key(x_BTD, factors.get("key"))
+        value_BTKH = self.value(x_BTD, factors.get("value"))
+        if config.query_key_norm:
+            query_BTNH, key_BTKH = self.query_norm(query_BTNH), self.key_norm(key_BTKH)
+        local = self.kind == "local"
+        base = config.local_rope_base if local else config.global_rope_base
+        factor = 1.0 if local else config.global_rope_factor
+        query_BTNH = rope(query_BTNH, position_BT, base=base, factor=factor)
+        key_BTKH = rope(key_BTKH, position_BT, base=base, factor=factor)
+        context_BTNH, cache = attend(query_BTNH, key_BTKH, value_BTKH)
+        return self.output(context_BTNH, factors.get("output")), cache
+
+
+class FeedForward(nnx.Module):
+    """down(gelu(gate(x)) * up(x)), gelu in its tanh form."""
+
+    def __init__(self, config: model_config.GemmaConfig, *, rngs: nnx.Rngs) -> None:
+        d, f = config.width, config.ff_width
+        self.gate = Einsum("BTD,DF->BTF", (d, f), dtype=config.dtype, rngs=rngs)
+        self.up = Einsum("BTD,DF->BTF", (d, f), dtype=config.dtype, rngs=rngs)
+        self.down = Einsum("BTF,FD->BTD", (f, d), dtype=config.dtype, rngs=rngs)
+
+    def __call__(self, x_BTD: Float[Array, "B T D"], factors: lora.Tree) -> Float[Array, "B T D"]:
+        gate_BTF = jax.nn.gelu(self.gate(x_BTD, factors.get("gate")), approximate=True)
+        return self.down(gate_BTF * self.up(x_BTD, factors.get("up")), factors.get("down"))
+
+
+class Block(nnx.Module):
+    """Attention, then feed-forward, each between a norm before and a norm after, each added to the stream."""
+
+    def __init__(self, config: model_config.GemmaConfig, kind: model_config.Kind, *, rngs: nnx.Rngs) -> None:
+        norm = lambda: RMSNorm(config.width, epsilon=config.norm_epsilon, dtype=config.dtype)  # noqa: E731
+        self.attention_norm, self.attention_post_norm = norm(), norm()
+        self.ff_norm, self.ff_post_norm = norm(), norm()
+        self.attention = Attention(config, kind, rngs=rngs)
+        self.ff = FeedForward(config, rngs=rngs)
+
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], position_BT: Int[Array, "B T"], factors: lora.Tree, attend: Attend
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        attended_BTD, cache = self.attention(
+            self.attention_norm(x_BTD), position_BT, factors.get("attention", {}), attend
+        )
+        x_BTD = x_BTD + self.attention_post_norm(attended_BTD)
+        x_BTD = x_BTD + self.ff_post_norm(self.ff(self.ff_norm(x_BTD), factors.get("ff", {})))
+        return x_BTD, cache

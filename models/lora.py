@@ -1,0 +1,124 @@
+"""Low-rank adapters (Hu et al., arXiv 2106.09685): y = x W + (alpha / rank) (x A) B, as a tree of their own.
+
+The factors of a weight follow from its einsum: A takes the axes the einsum contracts to the rank R, B takes R to the
+axes it produces.  "BTNH,NHD->BTD" gives A [N, H, R] and B [R, D].  A is drawn, B is zero: a fresh adapter changes
+nothing.  Factors are float32 whatever the base is; gradients are taken with respect to this tree alone.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Factors = dict[str, jax.Array]  # {"a": ..., "b": ...}
+Specs = dict[tuple[str, ...], tuple[str, tuple[int, ...]]]  # path -> (einsum, stacked shape), from `Model.adapted`
+Tree = dict[str, Any]  # nested like the model's parameters, with Factors at the adapted weights
+
+TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
+
+
+@flax.struct.dataclass
+class Adapter:
+    """Factors of every adapted weight and the number alpha / rank they are scaled by."""
+
+    factors: Tree
+    scale: float = flax.struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Letters:
+    """An einsum of one activation and one weight, taken apart."""
+
+    activation: str
+    weight: str
+    result: str
+
+    @property
+    def contracted(self) -> str:
+        """Axes of the weight that the activation brings."""
+        return "".join(letter for letter in self.weight if letter not in self.result)
+
+    @property
+    def produced(self) -> str:
+        """Axes of the weight that the result keeps."""
+        return "".join(letter for letter in self.weight if letter in self.result)
+
+
+def split(spec: str) -> Letters:
+    """ "BTD,DNH->BTNH" in its three parts."""
+    operands, result = spec.split("->")
+    activation, weight = operands.split(",")
+    return Letters(activation, weight, result)
+
+
+def delta(spec: str, x: jax.Array, factors: Factors) -> jax.Array:
+    """(x A) B in float32, the factors rounded to the activation's dtype for the first product only."""
+    letters = split(spec)
+    kept = "".join(letter for letter in letters.activation if letter not in letters.contracted)
+    down = f"{letters.activation},{letters.contracted}R->{kept}R"
+    up = f"{kept}R,R{letters.produced}->{letters.result}"
+    low = jnp.einsum(down, x, factors["a"].astype(x.dtype), preferred_element_type=jnp.float32)
+    return jnp.einsum(up, low, factors["b"])
+
+
+def scaled(adapter: Adapter | None) -> Tree:
+    """The tree the model takes: B already multiplied by alpha / rank; no adapter is an empty tree."""
+    if adapter is None:
+        return {}
+    is_factors = lambda node: isinstance(node, dict) and set(node) == {"a", "b"}  # noqa: E731
+    scale = lambda node: {"a": node["a"], "b": node["b"] * adapter.scale}  # noqa: E731
+    return jax.tree.map(scale, adapter.factors, is_leaf=is_factors)
+
+
+def init(specs: Specs, key: jax.Array, *, rank: int, alpha: float) -> Adapter:
+    """A fresh adapter for the weights in `specs`.
+
+    A ~ Normal(0, 1 / fan_in) with a key folded from the path's place, B = 0.
+    """
+    if rank < 1:
+        raise ValueError(f"rank {rank} of an adapter must be at least 1")
+    tree: Tree = {}
+    for place, (path, (spec, shape)) in enumerate(sorted(specs.items())):
+        letters, size = split(spec), dict(zip("L" + split(spec).weight, shape, strict=True))
+        contracted = tuple(size[letter] for letter in letters.contracted)
+        produced = tuple(size[letter] for letter in letters.produced)
+        fan_in = 1
+        for length in contracted:
+            fan_in *= length
+        draw = jax.random.normal(jax.random.fold_in(key, place), (size["L"], *contracted, rank), jnp.float32)
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = {"a": draw * fan_in**-0.5, "b": jnp.zeros((size["L"], rank, *produced), jnp.float32)}
+    return Adapter(factors=tree, scale=alpha / rank)
+
+
+def letters(specs: Specs, adapter: Adapter) -> Adapter:
+    """The adapter's tree with the dimension letters of each factor in its place."""
+    tree = jax.tree.map(lambda x: x, adapter.factors)
+    for path, (spec, _) in specs.items():
+        node: Any = tree
+        for name in path:
+            node = node[name]
+        parts = split(spec)
+        node["a"], node["b"] = f"L{parts.contracted}R", f"LR{parts.produced}"
+    return dataclasses.replace(adapter, factors=tree)
+
+
+def merge(params: Tree, adapter: Adapter, specs: Specs) -> Tree:
+    """Base parameters with W + scale * A B in place of every adapted W; the sum is taken in float32."""
+    merged = jax.tree.map(lambda x: x, params)
+    for path, (spec, _) in specs.items():
+        factors: Any = adapter.factors
+        owner = merged
+        for name in path:
+            factors, owner = factors[name], owner[name]
+        letters = split(spec)
+        product = jnp.einsum(
+            f"L{letters.contracted}R,LR{letters.produced}->L{letters.weight}", factors["a"], factors["b"]
+        )
+        weight = owner["weight"]
+        owner["weight"] = (weight.astype(jnp.float32) + adapter.scale * product).astype(weight.dtype)
+    return merged

@@ -1,0 +1,161 @@
+"""The nouns of a step: Problem -> Prompts -> Rollout -> Completion -> Experience.
+
+Host-side nouns (`Problem`, `Demonstration`, `Completion`) are frozen dataclasses of plain Python values; device-side
+nouns (`Prompts`, `Sampling`, `Rollout`, `Experience`) are pytrees of arrays.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+AnyArray = jax.Array | np.ndarray  # on a device or still on the host
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A question with a checkable answer.  It never carries a worked solution."""
+
+    id: str
+    question: str
+    answer: str
+    domain: str = "math"
+    choices: tuple[str, ...] = ()
+    difficulty: str = "medium"
+    tests: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """A problem with a completion to imitate: what SFT reads, and GRPO never does."""
+
+    problem: Problem
+    completion: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One sampled answer as the rewards see it.
+
+    `spans[i]` is the half-open range of characters of `text` that token i wrote, `logp[i]` its log-probability (nats)
+    under the distribution it was sampled from.  The stop token is in neither; `stopped` tells whether there was one.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    logp: tuple[float, ...]
+    stopped: bool = True
+
+
+@flax.struct.dataclass
+class Prompts:
+    """Tokenised prompts, right-padded.  `id_P` is a stable 32-bit hash of the problem: it seeds the sampling."""
+
+    tokens_PT: Int[AnyArray, "P T"]
+    length_P: Int[AnyArray, "P"]
+    id_P: UInt[AnyArray, "P"]
+
+
+@flax.struct.dataclass
+class Sampling:
+    """Sampler settings as data, never as shapes: changing one recompiles nothing.
+
+    temperature 0 is greedy (log-probs are then those of temperature 1); top_k 0 and top_p 1 keep the whole vocabulary.
+    """
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    max_new_tokens: Int[Array, ""]
+
+    @classmethod
+    def of(cls, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, max_new_tokens: int) -> "Sampling":
+        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
+            raise ValueError(f"bad sampler setting: {temperature=} {top_k=} {top_p=} {max_new_tokens=}")
+        return cls(
+            temperature=jnp.float32(temperature),
+            top_k=jnp.int32(top_k),
+            top_p=jnp.float32(top_p),
+            max_new_tokens=jnp.int32(max_new_tokens),
+        )
+
+
+@flax.struct.dataclass
+class Rollout:
+    """Sampled completions, right-padded, the stop token included.
+
+    `floor_BT` is the log-probability (temperature applied, nothing cut off) below which top-k/top-p dropped a token
+    when this one was drawn, -inf where nothing was dropped: with it the learner rebuilds the sampled distribution.
+    """
+
+    tokens_BT: Int[Array, "B T"]
+    logp_BT: Float[Array, "B T"]
+    floor_BT: Float[Array, "B T"]
+    length_B: Int[Array, "B"]
+    stopped_B: Bool[Array, "B"]
+
+
+@flax.struct.dataclass
+class Sequences:
+    """Prompt and completion of each row, right-padded: what SFT and pre-training read."""
+
+    tokens_BT: Int[AnyArray, "B T"]
+    prompt_length_B: Int[AnyArray, "B"]
+    length_B: Int[AnyArray, "B"]
+
+
+@flax.struct.dataclass
+class Experience:
+    """What the learner reads: whole sequences (prompt, then completion, then padding) and what is known of them.
+
+    `completion_*` arrays run over the completion only; its first token stands at column `prompt_length_B` of
+    `tokens_BT`.
+    """
+
+    tokens_BT: Int[Array, "B T"]
+    prompt_length_B: Int[Array, "B"]
+    completion_BT: Int[Array, "B T"]
+    completion_length_B: Int[Array, "B"]
+    old_logp_BT: Float[Array, "B T"]
+    floor_BT: Float[Array, "B T"]
+    advantage_B: Float[Array, "B"]
+
+
+def length_mask(length_B: Int[AnyArray, "B"], num_tokens: int) -> Bool[Array, "B T"]:
+    """True on the first `length` columns of each row: masks come from lengths, never from token ids."""
+    return jnp.arange(num_tokens)[None, :] < length_B[:, None]
+
+
+def join(
+    prompt_BT: Int[AnyArray, "B T"],
+    prompt_length_B: Int[AnyArray, "B"],
+    completion: Int[AnyArray, "B _"],
+    completion_length_B: Int[AnyArray, "B"],
+) -> Int[Array, "B _"]:
+    """Prompt and completion of each row without a gap between them, zeros after, as wide as both together."""
+    width = prompt_BT.shape[1] + completion.shape[1]
+    column_T = jnp.arange(width)[None, :]
+    from_prompt = jnp.take_along_axis(prompt_BT, jnp.minimum(column_T, prompt_BT.shape[1] - 1), axis=1)
+    offset_BT = jnp.clip(column_T - prompt_length_B[:, None], 0, completion.shape[1] - 1)
+    from_completion = jnp.take_along_axis(completion, offset_BT, axis=1)
+    joined_BT = jnp.where(column_T < prompt_length_B[:, None], from_prompt, from_completion)
+    return jnp.where(column_T < (prompt_length_B + completion_length_B)[:, None], joined_BT, 0)
+
+
+def experience(prompts: Prompts, rollout: Rollout, advantage_B: Float[AnyArray, "B"]) -> Experience:
+    """The learner's view of a rollout; prompts are repeated for the G samples of each group."""
+    group = rollout.tokens_BT.shape[0] // prompts.tokens_PT.shape[0]
+    prompt_BT = jnp.repeat(prompts.tokens_PT, group, axis=0)
+    prompt_length_B = jnp.repeat(prompts.length_P, group)
+    return Experience(
+        tokens_BT=join(prompt_BT, prompt_length_B, rollout.tokens_BT, rollout.length_B),
+        prompt_length_B=prompt_length_B,
+        completion_BT=rollout.tokens_BT,
+        completion_length_B=rollout.length_B,
+        old_logp_BT=rollout.logp_BT,
+        floor_BT=rollout.floor_BT,
+        advantage_B=jnp.asarray(advantage_B),
+    )

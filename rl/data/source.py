@@ -1,0 +1,131 @@
+"""Where problems come from: one interface, one class per kind of data, every item a pure function of its index."""
+
+import dataclasses
+import pathlib
+from typing import Literal, Protocol
+
+import grain
+import numpy as np
+
+from thinkfirst.rl import batch
+from thinkfirst.rl.data import arithmetic, author, gsm8k, jsonl
+
+BARE_SHARE = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """`train` and `eval` are files of the kinds that have any; `slip_share` is the share of traces with a slip."""
+
+    kind: Literal["arithmetic", "arithmetic_plain", "gsm8k", "jsonl"] = "arithmetic"
+    train: str = ""
+    eval: str = ""
+    held_out: int = 120
+    slip_share: float = 0.55
+
+
+class Source(Protocol):
+    """Endless problems and demonstrations by index, and a fixed list of held-out problems."""
+
+    def problem(self, index: int, difficulty: str) -> batch.Problem: ...
+
+    def demonstration(self, index: int) -> batch.Demonstration: ...
+
+    def held_out(self) -> list[batch.Problem]: ...
+
+
+class Arithmetic:
+    """The built-in generator.  SFT, GRPO and pre-training draw from different seeds."""
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        if not 0 <= config.slip_share <= 1:
+            raise ValueError(f"slip_share {config.slip_share} is not a share")
+        self._config, self._seed = config, seed
+
+    def problem(self, index: int, difficulty: str) -> batch.Problem:
+        return arithmetic.problem(3 * self._seed, index, difficulty)
+
+    def demonstration(self, index: int) -> batch.Demonstration:
+        """A trace with the author's slips in `slip_share` of cases."""
+        seed = 3 * self._seed + 1
+        worked = arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3])
+        rng = np.random.default_rng([seed, index, 99])
+        slips = rng.random() < self._config.slip_share
+        lines = author.slipped(worked.steps, rng) if slips else author.equations(worked.steps)
+        return batch.Demonstration(worked.problem, author.write_trace(lines))
+
+    def held_out(self) -> list[batch.Problem]:
+        """The same problems whatever the seed, so that runs can be compared."""
+        return arithmetic.held_out(0, self._config.held_out // len(arithmetic.DIFFICULTIES))
+
+
+class PlainArithmetic(Arithmetic):
+    """The base model's corpus: the same questions answered without tags, worked out or (a fifth) as a bare number."""
+
+    def demonstration(self, index: int) -> batch.Demonstration:
+        seed = 3 * self._seed + 2
+        worked = arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3])
+        bare = np.random.default_rng([seed, index, 99]).random() < BARE_SHARE
+        text = worked.problem.answer if bare else author.write_plain(author.equations(worked.steps))
+        return batch.Demonstration(worked.problem, text)
+
+
+class Files:
+    """Problems read from files, shuffled anew every epoch; held-out problems may not occur in training."""
+
+    def __init__(
+        self, train: list[batch.Demonstration], held_out: list[batch.Problem], *, seed: int, limit: int, name: str
+    ) -> None:
+        shared = {row.problem.question for row in train} & {problem.question for problem in held_out}
+        if shared:
+            raise ValueError(f"{name}: {len(shared)} held-out questions are also in training: {min(shared)[:80]!r}")
+        if not train or not held_out:
+            raise ValueError(f"{name}: no problems in the {'training' if not train else 'held-out'} file")
+        self._held_out = held_out[:limit]
+        shown = [row for row in train if row.completion]
+        self._demonstrations = _endless(shown, seed) if shown else None
+        levels = arithmetic.DIFFICULTIES
+        by_difficulty = {level: [row.problem for row in train if row.problem.difficulty == level] for level in levels}
+        self._problems = {level: _endless(rows, seed) for level, rows in by_difficulty.items() if rows}
+        self._any = _endless([row.problem for row in train], seed)
+
+    def problem(self, index: int, difficulty: str) -> batch.Problem:
+        return self._problems.get(difficulty, self._any)[index]
+
+    def demonstration(self, index: int) -> batch.Demonstration:
+        if self._demonstrations is None:
+            raise ValueError("these files hold no worked solutions to imitate: drop the SFT stage")
+        return self._demonstrations[index]
+
+    def held_out(self) -> list[batch.Problem]:
+        return self._held_out
+
+
+def make(config: DataConfig, seed: int) -> Source:
+    """The source a configuration asks for."""
+    if config.kind == "arithmetic":
+        return Arithmetic(config, seed)
+    if config.kind == "arithmetic_plain":
+        return PlainArithmetic(config, seed)
+    for name, path in (("data.train", config.train), ("data.eval", config.eval)):
+        if not path:
+            raise ValueError(f"{name} is not set: --set {name}=FILE")
+        if not pathlib.Path(path).is_file():
+            raise ValueError(f"{name}={path}: no such file")
+    read = gsm8k.read if config.kind == "gsm8k" else jsonl.read
+    held_out = [row.problem for row in read(config.eval)]
+    return Files(read(config.train), held_out, seed=seed, limit=config.held_out, name=config.train)
+
+
+def corpus(seed: int, size: int = 3000) -> list[str]:
+    """Text to make the demo's tokenizer from: the chat's role lines, questions, plain answers and traces."""
+    config = DataConfig()
+    sources = (PlainArithmetic(config, seed), Arithmetic(config, seed))
+    shown = [source.demonstration(index) for source in sources for index in range(size)]
+    roles = ["user\n", "model\n"] * (size // 50)
+    return roles + [text for row in shown for text in (row.problem.question, row.completion)]
+
+
+def _endless(rows: list, seed: int) -> grain.MapDataset:
+    """An endless dataset, each epoch in an order of its own."""
+    return grain.MapDataset.source(rows).seed(seed).shuffle().repeat()

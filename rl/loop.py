@@ -1,0 +1,102 @@
+"""The loop every training stage shares: resume, step, log, save, stop when told to.
+
+A stage's step is a function (state, step) -> (state, metrics) of the step's number and nothing else that moves, so the
+step is the data cursor, the curriculum's clock and the random stream's position at once: saving it saves them all.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from thinkfirst.core import checkpoint, metrics, runtime
+from thinkfirst.rl import stages
+
+State = Any  # a pytree: what the optimiser changes
+Step = Callable[[State, int], tuple[State, dict[str, Any], list[dict[str, Any]]]]
+
+SHOWN = ("loss", "reward", "rewards/correctness/mean", "rewards/trace/mean", "rewards/format/mean", "kl", "phase")
+TrainingStage = stages.Pretrain | stages.Sft | stages.Grpo
+
+
+class OutOfBudget(Exception):
+    """--max_steps or --max_seconds was reached; everything is saved and the next call goes on from here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What became of a stage."""
+
+    state: State
+    seconds: float
+    num_tokens: int
+
+
+def folder(workdir: pathlib.Path, stage: TrainingStage) -> pathlib.Path:
+    """Where a stage's checkpoints lie."""
+    return workdir / "checkpoints" / stage.name
+
+
+def restore(workdir: pathlib.Path, stage: TrainingStage, like: State) -> Finished:
+    """The final state of a stage that an earlier call finished."""
+    state, meta = checkpoint.Checkpoints(folder(workdir, stage)).restore(stage.steps, like)
+    return Finished(state, meta["seconds"], meta["num_tokens"])
+
+
+def run(
+    workdir: pathlib.Path,
+    stage: TrainingStage,
+    state: State,
+    step_fn: Step,
+    *,
+    first_step: int,
+    num_tokens: int,
+    budget: runtime.Budget,
+) -> Finished:
+    """Takes the stage from its newest checkpoint to its end; `first_step` steps were taken before the stage."""
+    saved = checkpoint.Checkpoints(folder(workdir, stage))
+    done, seconds = max(saved.steps(), default=0), 0.0
+    if done:
+        state, meta = saved.restore(done, state)
+        seconds, num_tokens = meta["seconds"], meta["num_tokens"]
+        where = f"step {first_step + done} ({done} of {stage.steps} of this stage)"
+        print(f"{stage.name}: resumes from {where}", flush=True)
+    writer = metrics.Writer(workdir, step=first_step + done)
+    bar = metrics.progress(stage.name, done, stage.steps)
+    try:
+        for step in range(done + 1, stage.steps + 1):
+            if budget.spent():
+                raise OutOfBudget
+            start = time.perf_counter()
+            state, row, completions = step_fn(state, step)
+            elapsed = time.perf_counter() - start
+            seconds += elapsed
+            num_tokens += row["tokens_of_step"]
+            place = {"step": first_step + step, "stage": stage.name, "kind": kind(stage), "stage_step": step}
+            speed = row.pop("tokens_of_step") / elapsed
+            rate = {"num_tokens": num_tokens, "step_time": elapsed, "tokens_per_second": speed}
+            writer.completions([{**place, **completion} for completion in completions])
+            writer.scalars({**place, **row, **rate})
+            bar.set_postfix(_shown({**row, **rate}), refresh=False)
+            bar.update()
+            budget.take()
+            if step % stage.save_every == 0 or step == stage.steps or budget.spent():
+                saved.save(step, state, {"seconds": seconds, "num_tokens": num_tokens})
+    finally:
+        bar.close()
+        writer.close()
+    return Finished(state, seconds, num_tokens)
+
+
+def kind(stage: stages.Stage) -> str:
+    """Lower-case name of a stage's class."""
+    return type(stage).__name__.lower()
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    """The few metrics a progress bar has room for."""
+    short = {name: name.removeprefix("rewards/").removesuffix("/mean") for name in SHOWN}
+    picked = {short[name]: row[name] for name in SHOWN if name in row}
+    picked["tok/s"] = round(row["tokens_per_second"])
+    return {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in picked.items()}

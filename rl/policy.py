@@ -1,0 +1,86 @@
+"""A policy at work: parameters, adapter and what turns problems into prompts and rollouts into completions."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from thinkfirst.core import sharding
+from thinkfirst.models import gemma, lora, tokenizer
+from thinkfirst.rl import batch, rollout, stages
+
+PROMPT_BUCKET = 32  # prompts are padded to a multiple of this many tokens: few shapes, few compilations
+
+
+@dataclasses.dataclass
+class Policy:
+    """The model being trained.  `adapter` None is the base itself."""
+
+    model: gemma.Model
+    tokenizer: tokenizer.Tokenizer
+    mesh: Mesh
+    params: gemma.Params
+    adapter: lora.Adapter | None = None
+    instruction: str = ""
+    max_prompt_tokens: int = 512
+    _engines: dict[tuple[int, int], rollout.Engine] = dataclasses.field(default_factory=dict)
+
+    def fresh_adapter(self, config: stages.LoraConfig, key: jax.Array) -> lora.Adapter:
+        """An adapter that changes nothing yet, laid out on the mesh."""
+        specs = self.model.adapted()
+        make = lambda key: lora.init(specs, key, rank=config.rank, alpha=config.alpha)  # noqa: E731
+        shapes = jax.eval_shape(make, key)
+        layout = sharding.parameters(lora.letters(specs, shapes), shapes, self.mesh)
+        return jax.jit(make, out_shardings=layout)(key)
+
+    def merge(self) -> None:
+        """Makes the adapter part of the base."""
+        if self.adapter is None:
+            raise ValueError("there is no adapter to merge")
+        layout = jax.tree.map(lambda leaf: leaf.sharding, self.params)
+        specs = self.model.adapted()
+        merged = jax.jit(lambda params, adapter: lora.merge(params, adapter, specs), out_shardings=layout)
+        self.params, self.adapter = merged(self.params, self.adapter), None
+
+    def prompts(self, problems: Sequence[batch.Problem]) -> batch.Prompts:
+        """Tokenised prompts of problems, as host arrays padded to a bucket."""
+        rows = [self.tokenizer.prompt(problem.question, self.instruction) for problem in problems]
+        for problem, row in zip(problems, rows, strict=True):
+            if len(row) > self.max_prompt_tokens:
+                raise ValueError(
+                    f"problem {problem.id}: prompt of {len(row)} tokens, max_prompt_tokens={self.max_prompt_tokens}"
+                )
+        width = -(-max(map(len, rows)) // PROMPT_BUCKET) * PROMPT_BUCKET
+        tokens_PT = np.zeros((len(rows), width), np.int32)
+        for place, row in enumerate(rows):
+            tokens_PT[place, : len(row)] = row
+        return batch.Prompts(
+            tokens_PT=tokens_PT,
+            length_P=np.array([len(row) for row in rows], np.int32),
+            id_P=np.array([zlib.crc32(problem.id.encode()) for problem in problems], np.uint32),
+        )
+
+    def sample(
+        self, prompts: batch.Prompts, sampling: batch.Sampling, key: jax.Array, *, group: int, room: int
+    ) -> batch.Rollout:
+        """`group` completions of each prompt; engines are kept, so that equal shapes compile once."""
+        if (group, room) not in self._engines:
+            self._engines[group, room] = rollout.Engine(
+                self.model, self.mesh, group=group, room=room, stop_ids=self.tokenizer.stop_ids
+            )
+        return self._engines[group, room].sample(self.params, self.adapter, prompts, sampling, key)
+
+    def completions(self, rollout: batch.Rollout) -> list[batch.Completion]:
+        """The rows of a rollout as text; the stop token is left out of it."""
+        host = jax.device_get(rollout)
+        found = []
+        for tokens_T, logp_T, length, stopped in zip(
+            host.tokens_BT, host.logp_BT, host.length_B, host.stopped_B, strict=True
+        ):
+            count = int(length) - int(stopped)
+            text, spans = self.tokenizer.decode(tokens_T[:count])
+            found.append(batch.Completion(text, spans, tuple(map(float, logp_T[:count])), bool(stopped)))
+        return found

@@ -1,0 +1,162 @@
+"""What a run is made of: frozen dataclasses, one per kind of stage, and the recipe that lists them."""
+
+import dataclasses
+
+from thinkfirst.core import mesh as mesh_lib
+from thinkfirst.rl import curriculum, learner, optimizer
+from thinkfirst.rl.data import source
+
+
+def _at_least(stage: object, **minimums: int) -> None:
+    """Raises for the first setting below its minimum."""
+    for name, minimum in minimums.items():
+        value = getattr(stage, name)
+        if value < minimum:
+            raise ValueError(f"{type(stage).__name__}: {name}={value} must be at least {minimum}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Rank and alpha of an adapter on every projection."""
+
+    rank: int = 16
+    alpha: float = 16.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, rank=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """Every weight of the base, trained from nothing on the demonstrations of the data."""
+
+    optimizer: optimizer.OptimizerConfig
+    name: str = "pretrain"
+    steps: int = 1000
+    batch_size: int = 128
+    num_tokens: int = 96
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        _at_least(self, steps=1, batch_size=1, num_tokens=2, save_every=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sft:
+    """A fresh adapter trained to imitate demonstrations; `num_tokens` is the padded length of a row."""
+
+    optimizer: optimizer.OptimizerConfig
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    name: str = "sft"
+    steps: int = 100
+    batch_size: int = 32
+    num_tokens: int = 512
+    save_every: int = 20
+
+    def __post_init__(self) -> None:
+        _at_least(self, steps=1, batch_size=1, num_tokens=2, save_every=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSchedule:
+    """Annealed weights of the composite reward."""
+
+    trace: curriculum.Anneal
+    correctness: curriculum.Anneal
+    confidence: curriculum.Anneal
+    verbosity: curriculum.Anneal
+
+
+@dataclasses.dataclass(frozen=True)
+class Grpo:
+    """A fresh adapter trained on the rewards of its own samples."""
+
+    optimizer: optimizer.OptimizerConfig
+    phases: tuple[curriculum.Phase, ...]
+    rewards: RewardSchedule
+    loss: learner.LossConfig = dataclasses.field(default_factory=learner.LossConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    name: str = "grpo"
+    steps: int = 100
+    prompts: int = 16
+    group: int = 4
+    micro_batches: int = 1
+    remat: bool = False
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    save_every: int = 10
+
+    def __post_init__(self) -> None:
+        _at_least(self, steps=1, prompts=1, group=2, micro_batches=1, max_new_tokens=1, save_every=1, top_k=0)
+        if not self.temperature > 0:
+            raise ValueError(f"Grpo {self.name}: temperature={self.temperature} must be above 0 to explore")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"Grpo {self.name}: top_p={self.top_p} must lie in (0, 1]")
+        if self.prompts * self.group % self.micro_batches:
+            raise ValueError(
+                f"Grpo {self.name}: {self.prompts} x {self.group} rows cannot be cut into {self.micro_batches} parts"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """The current adapter becomes part of the base, which is from here on also the reference of the KL term."""
+
+    name: str = "merge"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Held-out problems answered `samples` times at `temperature`, and once greedily; reported under `label`."""
+
+    label: str
+    name: str
+    samples: int = 4
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    batch_size: int = 60
+
+    def __post_init__(self) -> None:
+        _at_least(self, samples=1, max_new_tokens=1, batch_size=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """The base, with all that was merged into it, as a Hugging Face folder."""
+
+    folder: str
+    name: str = "export"
+
+
+Stage = Pretrain | Sft | Grpo | Merge | Evaluate | Export
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A recipe: where the model comes from, what it is taught with, and the stages in order.
+
+    `checkpoint` is a Hugging Face folder; without one the model is random, of the shape `architecture` names in
+    `models/config.py`.  `tokenizer` defaults to the checkpoint's; a run that pre-trains makes its own.
+    """
+
+    recipe: str
+    stages: tuple[Stage, ...]
+    data: source.DataConfig
+    checkpoint: str = ""
+    architecture: str = ""
+    tokenizer: str = ""
+    instruction: str = ""
+    max_prompt_tokens: int = 512
+    seed: int = 0
+    mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
+    cpu_devices: int = 1
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{self.recipe}: stages must have names of their own: {names}")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")

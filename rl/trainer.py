@@ -1,0 +1,157 @@
+"""The GRPO step, from problems to an updated adapter.  Read this file first.
+
+problems -> prompts -> rollout -> completions -> rewards -> advantages -> experience -> learner -> adapter'
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkfirst.core import metrics, sharding
+from thinkfirst.rl import advantage, batch, curriculum, learner, loop, optimizer, policy, stages
+from thinkfirst.rl.data import source
+from thinkfirst.rl.rewards import composite
+
+LEARNER_BUCKET = 32  # sequences are trimmed to a multiple of this many tokens: few shapes, few compilations
+
+
+def make_grpo_step(
+    subject: policy.Policy, stage: stages.Grpo, problems: source.Source, root: jax.Array
+) -> tuple[loop.Step, Any]:
+    """(step function of the stage, state it starts from: a fresh adapter and its optimiser's)."""
+    transform = optimizer.make(stage.optimizer, stage.steps)
+    update = learner.make_step(
+        subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=stage.remat
+    )
+    rate = optimizer.schedule(stage.optimizer, stage.steps)
+    sampling = batch.Sampling.of(
+        temperature=stage.temperature, top_k=stage.top_k, top_p=stage.top_p, max_new_tokens=stage.max_new_tokens
+    )
+
+    def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
+        subject.adapter, opt_state = state
+        clock = metrics.Clock()
+        phase = curriculum.phase_at(stage.phases, step)
+        weights = reward_weights(stage.rewards, step)
+        asked = draw(problems, stage, phase, step)
+        prompts = subject.prompts(asked)
+        with clock.phase("rollout"):
+            key = jax.random.fold_in(root, step)
+            rollout = subject.sample(prompts, sampling, key, group=stage.group, room=stage.max_new_tokens)
+            completions = subject.completions(rollout)
+        with clock.phase("reward"):
+            rows = [(asked[row // stage.group], completion) for row, completion in enumerate(completions)]
+            graded = [composite.grade(completion, problem, weights) for problem, completion in rows]
+            reward_PG = np.array([grade.total for grade in graded]).reshape(-1, stage.group)
+            advantage_PG = advantage.group_relative(reward_PG)
+        with clock.phase("update"):
+            experience = trimmed(batch.experience(prompts, jax.device_get(rollout), advantage_PG.reshape(-1)))
+            experience = jax.device_put(experience, sharding.rows(subject.mesh))
+            subject.adapter, opt_state, learned = update(
+                subject.adapter, opt_state, subject.params, experience, sampling.temperature
+            )
+            learned = {name: float(value) for name, value in jax.device_get(learned).items()}
+        row = {
+            "phase": phase.name,
+            "learning_rate": float(rate(step - 1)),
+            **reward_metrics(graded, reward_PG, weights),
+            **length_metrics(completions, stage.max_new_tokens),
+            **learned,
+            **clock.seconds,
+            "tokens_of_step": int(prompts.length_P.sum()) * stage.group + sum(_length(c) for c in completions),
+        }
+        return (subject.adapter, opt_state), row, completion_rows(rows, graded, advantage_PG)
+
+    adapter = subject.fresh_adapter(stage.lora, jax.random.fold_in(root, 0))
+    return step_fn, (adapter, init_optimizer(transform, adapter, subject))
+
+
+def init_optimizer(transform: Any, trained: Any, subject: policy.Policy) -> Any:
+    """Optimiser state laid out as what it follows; counters on every device."""
+    layout = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(trained)}
+    everywhere = sharding.replicated(subject.mesh)
+    shapes = jax.eval_shape(transform.init, trained)
+    shardings = jax.tree.map(lambda x: layout.get(x.shape, everywhere), shapes)
+    return jax.jit(transform.init, out_shardings=shardings)(trained)
+
+
+def draw(problems: source.Source, stage: stages.Grpo, phase: curriculum.Phase, step: int) -> list[batch.Problem]:
+    """The step's problems: the next ones in line, of the phase's difficulties in turn."""
+    indices = range((step - 1) * stage.prompts, step * stage.prompts)
+    return [problems.problem(index, curriculum.difficulty_at(phase, index)) for index in indices]
+
+
+def reward_weights(schedule: stages.RewardSchedule, step: int) -> composite.RewardWeights:
+    """The annealed weights of this step."""
+    return composite.RewardWeights(
+        trace=curriculum.value_at(schedule.trace, step),
+        correctness=curriculum.value_at(schedule.correctness, step),
+        confidence=curriculum.value_at(schedule.confidence, step),
+        verbosity=curriculum.value_at(schedule.verbosity, step),
+    )
+
+
+def trimmed(rows: batch.Experience) -> batch.Experience:
+    """Columns no row reaches are cut off, up to whole buckets."""
+    longest = int((rows.prompt_length_B + rows.completion_length_B).max())
+    width = -(-longest // LEARNER_BUCKET) * LEARNER_BUCKET
+    return dataclasses.replace(rows, tokens_BT=rows.tokens_BT[:, :width])
+
+
+def reward_metrics(
+    graded: Sequence[composite.Graded], reward_PG: np.ndarray, weights: composite.RewardWeights
+) -> dict[str, float]:
+    """Rewards of the step under TRL's names; parts are raw scores, before their weights."""
+    found = {
+        "reward": float(reward_PG.mean()),
+        "reward_std": float(reward_PG.std(ddof=1)),
+        "frac_reward_zero_std": float(advantage.has_no_signal(reward_PG).mean()),
+    }
+    for name in graded[0].parts:
+        values = np.array([grade.parts[name] for grade in graded])
+        found[f"rewards/{name}/mean"], found[f"rewards/{name}/std"] = float(values.mean()), float(values.std(ddof=1))
+    for name in ("trace", "correctness", "confidence", "verbosity"):
+        found[f"weight/{name}"] = getattr(weights, name)
+    return found
+
+
+def length_metrics(completions: Sequence[batch.Completion], room: int) -> dict[str, float]:
+    """Lengths in tokens, the stop token included, under TRL's names; `padding_waste` is the share of unused room."""
+    lengths = np.array([_length(completion) for completion in completions])
+    ended = lengths[[completion.stopped for completion in completions]]
+    return {
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/mean_terminated_length": float(ended.mean()) if len(ended) else float("nan"),
+        "completions/clipped_ratio": 1.0 - len(ended) / len(lengths),
+        "padding_waste": 1.0 - float(lengths.mean()) / room,
+    }
+
+
+def completion_rows(
+    rows: Sequence[tuple[batch.Problem, batch.Completion]],
+    graded: Sequence[composite.Graded],
+    advantage_PG: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Rows of completions.jsonl."""
+    return [
+        {
+            "problem_id": problem.id,
+            "question": problem.question,
+            "answer": problem.answer,
+            "difficulty": problem.difficulty,
+            "completion": completion.text,
+            "reward": grade.total,
+            "advantage": float(advantage_value),
+            "parts": grade.parts,
+        }
+        for (problem, completion), grade, advantage_value in zip(rows, graded, advantage_PG.reshape(-1), strict=True)
+    ]
+
+
+def _length(completion: batch.Completion) -> int:
+    return len(completion.spans) + completion.stopped

@@ -1,0 +1,28 @@
+"""The one tolerance table, by dtype.  A test that needs more says so with `slack`, and why in a comment beside it."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+TOLERANCE: dict[str, dict[str, float]] = {
+    "float64": {"rtol": 1e-12, "atol": 1e-12},
+    "float32": {"rtol": 2e-5, "atol": 2e-5},
+    "float16": {"rtol": 4e-3, "atol": 4e-3},
+    "bfloat16": {"rtol": 2e-2, "atol": 2e-2},
+}
+
+
+def assert_close(actual: ArrayLike, expected: ArrayLike, *, slack: float = 1.0) -> None:
+    """Equal within the table's row for the dtype of `actual`; integers and booleans exactly; NaN equals nothing."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, f"shapes differ: {actual.shape} and {expected.shape}"
+    bound = TOLERANCE.get(actual.dtype.name)
+    if bound is None:
+        np.testing.assert_array_equal(actual, expected)
+    else:
+        np.testing.assert_allclose(
+            actual.astype(np.float64),
+            expected.astype(np.float64),
+            rtol=bound["rtol"] * slack,
+            atol=bound["atol"] * slack,
+            equal_nan=False,
+        )
