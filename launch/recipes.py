@@ -30,8 +30,8 @@ def demo_base() -> stages.RunConfig:
                 optimizer=optimizer.OptimizerConfig(learning_rate=4e-3, warmup=0.05, decay="cosine"),
                 name="base",
                 steps=600,
-                batch_size=128,
-                num_tokens=88,
+                batch_size=112,
+                num_tokens=104,
             ),
             stages.Evaluate(label="base", name="evaluate_base", max_new_tokens=64),
             stages.Export(folder=str(DEMO_BASE)),
@@ -41,7 +41,7 @@ def demo_base() -> stages.RunConfig:
 
 def demo() -> stages.RunConfig:
     """make demo.  SFT on traces with human slips, then GRPO that unlearns them; two CPU cores, minutes."""
-    return _demo("demo", sft_steps=120, grpo_steps=60, held_out=120)
+    return _demo("demo", sft_steps=90, grpo_steps=60, held_out=120)
 
 
 def demo_small() -> stages.RunConfig:
@@ -51,7 +51,7 @@ def demo_small() -> stages.RunConfig:
 
 def _demo(recipe: str, *, sft_steps: int, grpo_steps: int, held_out: int) -> stages.RunConfig:
     lora = stages.LoraConfig(rank=16, alpha=16.0)
-    evaluate = lambda label: stages.Evaluate(label=label, name=f"evaluate_{label}", max_new_tokens=80)  # noqa: E731
+    evaluate = lambda label: stages.Evaluate(label=label, name=f"evaluate_{label}", max_new_tokens=64)  # noqa: E731
     return stages.RunConfig(
         recipe=recipe,
         checkpoint=str(DEMO_BASE),
@@ -65,8 +65,8 @@ def _demo(recipe: str, *, sft_steps: int, grpo_steps: int, held_out: int) -> sta
                 lora=lora,
                 steps=sft_steps,
                 batch_size=64,
-                num_tokens=128,
-                save_every=40,
+                num_tokens=112,
+                save_every=30,
             ),
             evaluate("sft"),
             stages.Merge(),
@@ -74,10 +74,10 @@ def _demo(recipe: str, *, sft_steps: int, grpo_steps: int, held_out: int) -> sta
                 optimizer=optimizer.OptimizerConfig(learning_rate=5e-3),
                 lora=lora,
                 steps=grpo_steps,
-                prompts=24,
+                prompts=16,
                 group=8,
                 micro_batches=2,
-                max_new_tokens=80,
+                max_new_tokens=64,
                 phases=(
                     curriculum.Phase("easy", until=grpo_steps // 6, difficulties=("easy",)),
                     curriculum.Phase("medium", until=grpo_steps // 2, difficulties=("medium",)),

@@ -22,6 +22,9 @@ flags.DEFINE_float("max_seconds", 0.0, "stop after this many seconds (0: no limi
 
 def main(argv: list[str]) -> int:
     """Exit status: 0 done or cut short as asked, 2 for input that cannot be used."""
+    if "--help" in argv:
+        print(f"{__doc__}\n{FLAGS.get_help()}\n\nrecipes: {', '.join(recipes.RECIPES)}")
+        return 0
     try:
         if len(rest := FLAGS(argv)) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}")

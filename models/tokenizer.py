@@ -66,7 +66,9 @@ class Tokenizer:
         proto = self._pieces.decode([int(i) for i in ids], return_type="proto")
         starts = itertools.accumulate((len(character.encode()) for character in proto.text), initial=0)
         character_at = {byte: place for place, byte in enumerate(starts)}
-        return proto.text, tuple((character_at[piece.begin], character_at[piece.end]) for piece in proto.pieces)
+        spans = ((piece.id, character_at[piece.begin], character_at[piece.end]) for piece in proto.pieces)
+        # SentencePiece gives a character to the last of its bytes, and (begin, begin) to the others.
+        return proto.text, tuple((begin, max(end, begin + self._pieces.is_byte(i))) for i, begin, end in spans)
 
 
 def check_vocab(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -78,7 +80,7 @@ def check_vocab(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def train(texts: Iterable[str], file: str | pathlib.Path, *, vocab_size: int) -> None:
-    """Writes a small SentencePiece model laid out as Gemma's: pad 0, eos 1, bos 2, unk 3, digits apart, bytes."""
+    """Writes a small SentencePiece model laid out as Gemma's: pad 0, eos 1, bos 2, unk 3, digits apart."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -94,7 +96,6 @@ def train(texts: Iterable[str], file: str | pathlib.Path, *, vocab_size: int) ->
         bos_piece="<bos>",
         user_defined_symbols=[START_OF_TURN, END_OF_TURN, "\n"],
         split_digits=True,
-        byte_fallback=True,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,

@@ -126,7 +126,7 @@ def _sums(
     terms: loss.Terms, mask_BT: Any, logp_BT: Any, entropy_BT: Any, *, old_logp_BT: Any, num_rows: int
 ) -> dict[str, dict[str, jax.Array]]:
     """Sums and maxima over this micro-batch's tokens, to be put together by `_means`."""
-    total = lambda x: jnp.where(mask_BT, x, 0.0).sum()  # noqa: E731
+    total = lambda x: jnp.where(mask_BT, x.astype(jnp.float32), 0.0).sum()  # noqa: E731
     gap_BT = jnp.where(mask_BT, jnp.abs(logp_BT - old_logp_BT), 0.0)
     weight_BT = loss.sequence_mean_weight(mask_BT, num_rows)
     return {

@@ -62,12 +62,12 @@ def run(
         seconds, num_tokens = meta["seconds"], meta["num_tokens"]
         where = f"step {first_step + done} ({done} of {stage.steps} of this stage)"
         print(f"{stage.name}: resumes from {where}", flush=True)
+    if done < stage.steps and budget.spent():
+        raise OutOfBudget
     writer = metrics.Writer(workdir, step=first_step + done)
     bar = metrics.progress(stage.name, done, stage.steps)
     try:
         for step in range(done + 1, stage.steps + 1):
-            if budget.spent():
-                raise OutOfBudget
             start = time.perf_counter()
             state, row, completions = step_fn(state, step)
             elapsed = time.perf_counter() - start
@@ -81,8 +81,11 @@ def run(
             bar.set_postfix(_shown({**row, **rate}), refresh=False)
             bar.update()
             budget.take()
-            if step % stage.save_every == 0 or step == stage.steps or budget.spent():
+            out_of_budget = budget.spent()
+            if step % stage.save_every == 0 or step == stage.steps or out_of_budget:
                 saved.save(step, state, {"seconds": seconds, "num_tokens": num_tokens})
+            if out_of_budget and step < stage.steps:
+                raise OutOfBudget
     finally:
         bar.close()
         writer.close()

@@ -31,7 +31,7 @@ class Terms:
 def sequence_mean_weight(mask_BT: Bool[Array, "B T"], num_rows: int) -> Float[Array, "B T"]:
     """1 / (n_i B) on the tokens that count: every sequence weighs the same, whatever its length."""
     count_B = jnp.maximum(mask_BT.sum(axis=1, dtype=jnp.float32), 1.0)
-    return mask_BT / (count_B[:, None] * num_rows)
+    return mask_BT.astype(jnp.float32) / (count_B[:, None] * num_rows)
 
 
 def clipped_surrogate(

@@ -164,6 +164,6 @@ def _record(rollout: batch.Rollout, turn: Any, drawn: tuple[Any, Any, Any], stop
         tokens_BT=put(rollout.tokens_BT, drawn[0]),
         logp_BT=put(rollout.logp_BT, drawn[1]),
         floor_BT=put(rollout.floor_BT, drawn[2]),
-        length_B=rollout.length_B + live_B,
+        length_B=rollout.length_B + live_B.astype(jnp.int32),
         stopped_B=rollout.stopped_B | (live_B & (drawn[0][:, None] == stop_ids).any(axis=1)),
     )

@@ -15,7 +15,7 @@ from thinkfirst.rl import advantage, batch, curriculum, learner, loop, optimizer
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import composite
 
-LEARNER_BUCKET = 32  # sequences are trimmed to a multiple of this many tokens: few shapes, few compilations
+LEARNER_BUCKET = 128  # sequences are trimmed to a multiple of this many tokens: few shapes, few compilations
 
 
 def make_grpo_step(

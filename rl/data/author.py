@@ -115,11 +115,19 @@ def _misread(steps: tuple[Step, ...], rng: np.random.Generator) -> list[Equation
 
 
 def write_plain(lines: list[Equation]) -> str:
-    """The computation as the base model's corpus has it: no tags, no step numbers."""
+    """The computation in a row, as half of the base model's corpus has it."""
     return " ".join(f"{a}{operator}{b}={c}." for a, operator, b, c in lines) + f" The answer is {lines[-1][3]}."
+
+
+def write_list(lines: list[Equation]) -> str:
+    """The computation as a numbered list, as the other half has it."""
+    return f"{_numbered(lines)}\nThe answer is {lines[-1][3]}."
 
 
 def write_trace(lines: list[Equation]) -> str:
     """The computation in the format SFT teaches."""
-    steps = "\n".join(f"Step {i}: {a}{operator}{b}={c}." for i, (a, operator, b, c) in enumerate(lines, 1))
-    return f"<reasoning>{steps}</reasoning><answer>{lines[-1][3]}</answer>"
+    return f"<reasoning>{_numbered(lines)}</reasoning><answer>{lines[-1][3]}</answer>"
+
+
+def _numbered(lines: list[Equation]) -> str:
+    return "\n".join(f"Step {i}: {a}{operator}{b}={c}." for i, (a, operator, b, c) in enumerate(lines, 1))

@@ -10,7 +10,9 @@ import numpy as np
 from thinkfirst.rl import batch
 from thinkfirst.rl.data import arithmetic, author, gsm8k, jsonl
 
-BARE_SHARE = 0.2
+BARE_SHARE = 0.1
+REPEAT_SHARE = 0.1
+SCRAPS = ("(reasoning)", "(answer)", "<b>", "</b>", "<", ">", "</", "><", ".</", "</i><b>", "Step 4: ", "7", "25", " pens", "\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +62,25 @@ class Arithmetic:
 
 
 class PlainArithmetic(Arithmetic):
-    """The base model's corpus: the same questions answered without tags, worked out or (a fifth) as a bare number."""
+    """The base model's corpus: the same questions, every answer right and without tags.
+
+    Answers are worked out in a row or as a list, some are a bare number, and some rows ask to repeat a scrap of text:
+    that is where the base meets brackets and words of the later format, as a real one meets them on the web.
+    """
 
     def demonstration(self, index: int) -> batch.Demonstration:
         seed = 3 * self._seed + 2
+        rng = np.random.default_rng([seed, index, 99])
+        style = rng.random()
+        if style < REPEAT_SHARE:
+            scrap = "".join(SCRAPS[i] for i in rng.integers(len(SCRAPS), size=6)).strip()
+            asked = batch.Problem(id=f"repeat {index}", question=f"Repeat: {scrap}", answer=scrap)
+            return batch.Demonstration(asked, scrap)
         worked = arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3])
-        bare = np.random.default_rng([seed, index, 99]).random() < BARE_SHARE
-        text = worked.problem.answer if bare else author.write_plain(author.equations(worked.steps))
-        return batch.Demonstration(worked.problem, text)
+        if style < REPEAT_SHARE + BARE_SHARE:
+            return batch.Demonstration(worked.problem, worked.problem.answer)
+        write = author.write_plain if rng.random() < 0.5 else author.write_list
+        return batch.Demonstration(worked.problem, write(author.equations(worked.steps)))
 
 
 class Files:

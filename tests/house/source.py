@@ -100,7 +100,7 @@ def names(module: Module) -> Iterator[tuple[ast.expr, str]]:
 
 
 def _dotted(node: ast.AST) -> str:
-    """"a.b.c" for such an expression, "" for any other."""
+    """ "a.b.c" for such an expression, "" for any other."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):

@@ -28,7 +28,7 @@ py_library(
 )
 '''
 
-TESTS_HEADER = '''# Every test file runs under pytest.  tests/house is left to make: it reads the whole checkout.
+TESTS_HEADER = """# Every test file runs under pytest.  tests/house is left to make: it reads the whole checkout.
 py_library(
     name = "testing",
     testonly = True,
@@ -38,9 +38,9 @@ py_library(
     ],
     data = ["pyproject.toml"],
 )
-'''
+"""
 
-TESTS = '''[
+TESTS = """[
     py_test(
         name = test[len("tests/"):-len(".py")].replace("/", "_"),
         srcs = [
@@ -57,7 +57,7 @@ TESTS = '''[
     )
     for test in {tests}
 ]
-'''
+"""
 
 
 def listed(entries: list[str], *, indent: str) -> str:

@@ -1,0 +1,66 @@
+"""Bad input: one clear message, exit status 2, nothing written."""
+
+import json
+
+import pytest
+
+from thinkfirst.launch import recipes, train
+
+
+def run(capsys, tmp_path, *arguments):
+    workdir = tmp_path / "run"
+    status = train.main(["train", f"--workdir={workdir}", *arguments])
+    captured = capsys.readouterr()
+    assert not workdir.exists()
+    return status, captured.err
+
+
+def rows(path, *values):
+    path.write_text("".join(value + "\n" for value in values))
+    return path
+
+
+GSM8K = json.dumps({"question": "Q", "answer": "so\n#### 1"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe=nope"], "--recipe=nope: there is demo_base"),
+        ([], "recipe"),
+        (["--recipe=demo", "--nope=1"], "nope"),
+        (["--recipe=demo", "extra"], "unexpected argument 'extra'"),
+        (["--recipe=demo", "--set", "stages.grpo.stepz=1"], "no setting 'stepz'"),
+        (["--recipe=demo", "--set", "stages.grpo.steps=soon"], "expected int"),
+        (["--recipe=demo", "--set", "stages.grpo.group=1"], "group=1 must be at least 2"),
+        (["--recipe=demo", "--set", "checkpoint=nowhere"], "nowhere/config.json: no such file"),
+        (["--recipe=demo", "--set", "tokenizer=nowhere.model"], "nowhere.model: no such tokenizer file"),
+        (["--recipe=demo", "--max_steps=-1"], "max_steps=-1"),
+        (["--recipe=show_work_tiny", "--set", "data.train=nowhere.jsonl"], "data.train=nowhere.jsonl: no such file"),
+        (["--recipe=show_work_tiny"], "data.train is not set"),
+    ],
+)
+def test_bad_input(capsys, tmp_path, arguments, message):
+    status, err = run(capsys, tmp_path, *arguments)
+    assert status == 2
+    assert message in err
+    assert err.strip().startswith("error: ")
+
+
+def test_a_bad_line_is_named(capsys, tmp_path):
+    train_file = rows(tmp_path / "train.jsonl", GSM8K, "{oops")
+    eval_file = rows(tmp_path / "eval.jsonl", GSM8K)
+    sets = ["--set", f"data.train={train_file}", "--set", f"data.eval={eval_file}"]
+    status, err = run(capsys, tmp_path, "--recipe=show_work_tiny", *sets)
+    assert status == 2
+    assert "train.jsonl:2: not JSON" in err
+
+
+def test_a_tokenizer_of_another_size_is_refused(capsys, tmp_path):
+    train_file = rows(tmp_path / "train.jsonl", GSM8K)
+    eval_file = rows(tmp_path / "eval.jsonl", GSM8K.replace("Q", "Other"))
+    tokenizer = recipes.DEMO_BASE / "tokenizer.model"
+    sets = [f"data.train={train_file}", f"data.eval={eval_file}", f"tokenizer={tokenizer}"]
+    status, err = run(capsys, tmp_path, "--recipe=show_work_tiny", *[f"--set={pair}" for pair in sets])
+    assert status == 2
+    assert "512 pieces, but the model's embedding has 256000 rows" in err

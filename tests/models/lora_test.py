@@ -1,0 +1,172 @@
+"""An adapter's shapes follow from the einsums, fresh it changes nothing; applied, merged, on a mesh it is the same."""
+
+import dataclasses
+import functools
+import pathlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import tolerance
+from thinkfirst.core import mesh, sharding
+from thinkfirst.models import config, gemma, kv_cache, layers, lora, weights
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
+
+
+@functools.cache
+def case(name):
+    """A local and a global layer with the sizes of a golden file, random weights, a fresh and a trained adapter."""
+    sizes = config.read(GOLDEN / name)
+    model = gemma.Model(dataclasses.replace(sizes, num_layers=2, pattern=("local", "global")))
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+    fresh = jax.jit(lambda: lora.init(model.adapted(), jax.random.key(1), rank=3, alpha=6.0))()
+    moved = lambda path, leaf: draw(leaf) if path[-1].key == "b" else leaf  # noqa: E731
+    return types.SimpleNamespace(
+        model=model,
+        specs=model.adapted(),
+        params=jax.tree.map(draw, model.shapes()),
+        fresh=fresh,
+        trained=jax.tree_util.tree_map_with_path(moved, fresh),
+        tokens_BT=jnp.asarray(rng.integers(0, 64, (4, 16)), jnp.int32),
+        hidden=hidden(model),
+    )
+
+
+@pytest.fixture
+def gemma2():
+    return case("hf_gemma2")
+
+
+def hidden(model):
+    return jax.jit(
+        lambda params, adapter, tokens_BT: model.hidden(
+            params, tokens_BT, segment_BT=jnp.ones_like(tokens_BT), adapter=adapter
+        )
+    )
+
+
+def test_factors_have_the_shapes_of_their_einsums():
+    specs = gemma.Model(config.read(GOLDEN / "hf_gemma2")).adapted()
+    fresh = jax.eval_shape(lambda: lora.init(specs, jax.random.key(1), rank=3, alpha=6.0))
+    by_hand = {  # width 16, 4 query heads, 2 key/value heads of 8, ff_width 24, rank 3
+        "query": ((16, 3), (3, 4, 8)),
+        "key": ((16, 3), (3, 2, 8)),
+        "value": ((16, 3), (3, 2, 8)),
+        "output": ((4, 8, 3), (3, 16)),
+        "gate": ((16, 3), (3, 24)),
+        "up": ((16, 3), (3, 24)),
+        "down": ((24, 3), (3, 16)),
+    }
+    periods = {"stack_0": ("layer_0", "layer_1"), "stack_1": ("layer_0",)}
+    expected = {
+        (stack, layer, "attention" if i < 4 else "ff", target)
+        for stack, names in periods.items()
+        for layer in names
+        for i, target in enumerate(by_hand)
+    }
+    assert set(specs) == expected
+    for stack, layer, part, target in expected:
+        repeats = 2 if stack == "stack_0" else 1
+        factors = fresh.factors[stack][layer][part][target]
+        shapes = tuple(factors[name].shape for name in ("a", "b"))
+        assert shapes == tuple((repeats, *shape) for shape in by_hand[target]), target
+
+
+def test_no_two_factors_are_drawn_alike(gemma2):
+    drawn = [leaf for leaf in jax.tree.leaves(gemma2.fresh) if leaf.any()]
+    assert len(drawn) == len(gemma2.specs)
+    assert len({float(leaf.ravel()[0]) for leaf in drawn}) == len(drawn)
+
+
+def test_a_fresh_adapter_changes_nothing(gemma2):
+    plain_BTD, fresh_BTD, moved_BTD = (
+        gemma2.hidden(gemma2.params, adapter, gemma2.tokens_BT) for adapter in (None, gemma2.fresh, gemma2.trained)
+    )
+    np.testing.assert_array_equal(fresh_BTD, plain_BTD)
+    assert (jnp.abs(moved_BTD - plain_BTD).max(axis=(1, 2)) > 0.1).all()
+
+
+def test_merged_is_applied(gemma2):
+    applied_BTD = gemma2.hidden(gemma2.params, gemma2.trained, gemma2.tokens_BT)
+    merged_BTD = gemma2.hidden(lora.merge(gemma2.params, gemma2.trained, gemma2.specs), None, gemma2.tokens_BT)
+    tolerance.assert_close(merged_BTD, applied_BTD)
+
+
+def test_decoding_uses_the_adapter_as_scoring_does(gemma2):
+    tokens_PT, length_P = gemma2.tokens_BT, jnp.array([9, 3, 8, 1])
+    whole_PTD = gemma2.hidden(gemma2.params, gemma2.trained, tokens_PT)
+    cache = kv_cache.init(gemma2.model.config, 4, 16)
+    prefill, decode = jax.jit(gemma2.model.prefill), jax.jit(gemma2.model.decode)
+    last_PD, cache = prefill(gemma2.params, tokens_PT[:, :9], length_P, cache, adapter=gemma2.trained)
+    tolerance.assert_close(last_PD, whole_PTD[jnp.arange(4), length_P - 1])
+    next_P = tokens_PT[jnp.arange(4), length_P]
+    next_PD, _ = decode(gemma2.params, next_P, length_P, cache, adapter=gemma2.trained)
+    tolerance.assert_close(next_PD, whole_PTD[jnp.arange(4), length_P])
+
+
+def test_the_scale_is_alpha_over_rank():
+    """x = [1 10], W = [1 2; 3 4], A = [1 0; 2 1], B = [3 5; 1 -1], alpha 1, rank 2.
+
+    x W = [31 42];  x A = [21 10], (x A) B = [73 95], half of it [36.5 47.5].
+    """
+    specs = {("up",): ("BTD,DF->BTF", (1, 2, 2))}
+    adapter = lora.init(specs, jax.random.key(0), rank=2, alpha=1.0)
+    factors = {"a": jnp.array([[[1.0, 0.0], [2.0, 1.0]]]), "b": jnp.array([[[3.0, 5.0], [1.0, -1.0]]])}
+    adapter = dataclasses.replace(adapter, factors={"up": factors})
+    weight_LDF, x_BTD = jnp.array([[[1.0, 2.0], [3.0, 4.0]]]), jnp.array([[[1.0, 10.0]]])
+    up = layers.Einsum("BTD,DF->BTF", (2, 2), dtype="float32", rngs=nnx.Rngs(0))
+    up.weight[...] = weight_LDF[0]
+    first = jax.tree.map(lambda leaf: leaf[0], lora.scaled(adapter)["up"])
+    tolerance.assert_close(up(x_BTD, first), [[[67.5, 89.5]]])
+    merged = lora.merge({"up": {"weight": weight_LDF}}, adapter, specs)
+    tolerance.assert_close(merged["up"]["weight"], [[[2.5, 4.5], [6.5, 8.5]]])
+    tolerance.assert_close(weight_LDF, [[[1.0, 2.0], [3.0, 4.0]]])
+
+
+def test_a_rank_below_one_is_refused(gemma2):
+    with pytest.raises(ValueError, match="rank 0"):
+        lora.init(gemma2.specs, jax.random.key(0), rank=0, alpha=1.0)
+
+
+def test_gradients_are_the_adapters_and_float32_under_a_bfloat16_base(gemma2):
+    model = gemma.Model(dataclasses.replace(gemma2.model.config, dtype="bfloat16"))
+    params, run = weights.cast(gemma2.params, "bfloat16"), hidden(model)
+
+    def loss(adapter):
+        hidden_BTD = run(params, adapter, gemma2.tokens_BT)
+        assert hidden_BTD.dtype == jnp.bfloat16
+        return (hidden_BTD.astype(jnp.float32) ** 2).mean()
+
+    gradient = jax.jit(jax.grad(loss))(gemma2.fresh)
+    assert jax.tree.structure(gradient) == jax.tree.structure(gemma2.fresh)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert leaf.dtype == jnp.float32
+        assert leaf.any() == (path[-1].key == "b"), "B is zero: nothing reaches A yet, and all of B is reached"
+
+
+@pytest.mark.parametrize("name", ["hf_gemma2", "hf_gemma3"])
+def test_a_mesh_gives_what_one_device_gives(name):
+    one = case(name)
+    expected_BTD = one.hidden(one.params, one.trained, one.tokens_BT)
+    devices = mesh.make(mesh.MeshConfig(data=2, fsdp=2, tensor=2))
+    layout = sharding.parameters(one.model.letters(), one.params, devices)
+    adapter_layout = sharding.parameters(lora.letters(one.specs, one.trained), one.trained, devices)
+    found_BTD = one.hidden(
+        jax.device_put(one.params, layout),
+        jax.device_put(one.trained, adapter_layout),
+        jax.device_put(one.tokens_BT, sharding.rows(devices)),
+    )
+    assert len(found_BTD.sharding.device_set) == 8
+    tolerance.assert_close(found_BTD, expected_BTD)
+    attention, factors = (tree["stack_0"]["layer_0"]["attention"] for tree in (layout, adapter_layout.factors))
+    heads = None if one.model.config.num_kv_heads == 1 else "tensor"  # one key head cannot be split: all keep it
+    assert tuple(attention["key"]["weight"].spec) == (None, "fsdp", heads, None)
+    assert tuple(attention["query"]["weight"].spec) == (None, "fsdp", "tensor", None)
+    assert tuple(factors["key"]["b"].spec) == (None, None, heads, None)
+    assert tuple(factors["output"]["a"].spec) == (None, "tensor", None, None)

@@ -1,0 +1,41 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from thinkfirst.rl import batch
+
+
+def test_masks_come_from_lengths():
+    """A pad id inside a completion counts; what is behind its length does not."""
+    assert batch.length_mask(jnp.array([2, 0, 3]), 3).tolist() == [
+        [True, True, False],
+        [False, False, False],
+        [True, True, True],
+    ]
+
+
+def test_join_leaves_no_gap():
+    joined = batch.join(
+        jnp.array([[5, 6, 0], [7, 8, 9]]), jnp.array([2, 3]), jnp.array([[1, 2], [3, 4]]), jnp.array([2, 1])
+    )
+    assert joined.tolist() == [[5, 6, 1, 2, 0], [7, 8, 9, 3, 0]]
+
+
+def test_experience_repeats_prompts_for_their_group():
+    prompts = batch.Prompts(jnp.array([[5, 6], [7, 0]]), jnp.array([2, 1]), jnp.array([1, 2], jnp.uint32))
+    rollout = batch.Rollout(
+        tokens_BT=jnp.array([[1], [2], [3], [4]]),
+        logp_BT=jnp.zeros((4, 1)),
+        floor_BT=jnp.zeros((4, 1)),
+        length_B=jnp.ones(4, int),
+        stopped_B=jnp.ones(4, bool),
+    )
+    found = batch.experience(prompts, rollout, np.arange(4, dtype=np.float32))
+    assert found.tokens_BT.tolist() == [[5, 6, 1], [5, 6, 2], [7, 3, 0], [7, 4, 0]]
+    assert found.prompt_length_B.tolist() == [2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"max_new_tokens": 0}])
+def test_bad_sampler_settings_are_refused(bad):
+    with pytest.raises(ValueError, match="bad sampler setting"):
+        batch.Sampling.of(**{"max_new_tokens": 5, **bad})

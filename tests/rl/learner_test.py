@@ -1,0 +1,138 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tolerance
+from thinkfirst.core import mesh, sharding
+from thinkfirst.models import config, gemma, lora
+from thinkfirst.rl import batch, learner
+
+TINY = config.GemmaConfig(
+    generation=2, vocab_size=48, num_layers=2, width=16, ff_width=16, num_heads=2, num_kv_heads=1, head_dim=8, window=5,
+    pattern=("local", "global"), query_scalar=8.0, final_soft_cap=8.0, attention_soft_cap=9.0, dtype="float32",
+)  # fmt: skip
+MODEL = gemma.Model(TINY)
+PARAMS = MODEL.init(0)
+
+
+def adapter():
+    return jax.tree.map(lambda x: x + 0.02, lora.init(MODEL.adapted(), jax.random.key(1), rank=2, alpha=2.0))
+
+
+def experience(advantage=None):
+    """Eight rows; old log-probs are the policy's own, moved a little."""
+    rng = np.random.default_rng(0)
+    prompt_length, length = rng.integers(2, 7, 8), rng.integers(1, 9, 8)
+    prompt, completion = rng.integers(2, 48, (8, 6)), rng.integers(2, 48, (8, 8))
+    rows = batch.Experience(
+        tokens_BT=batch.join(*map(jnp.asarray, (prompt, prompt_length, completion, length))),
+        prompt_length_B=jnp.asarray(prompt_length),
+        completion_BT=jnp.asarray(completion),
+        completion_length_B=jnp.asarray(length),
+        old_logp_BT=jnp.zeros((8, 8)),
+        floor_BT=jnp.full((8, 8), -jnp.inf),
+        advantage_B=jnp.asarray(rng.normal(size=8) if advantage is None else advantage, jnp.float32),
+    )
+    logp_BT, _ = learner.completion_logprob(MODEL, PARAMS, adapter(), rows, temperature=jnp.float32(1.0))
+    return batch.Experience(**{**vars(rows), "old_logp_BT": logp_BT + 0.1 * rng.normal(size=(8, 8)).astype("float32")})
+
+
+def update(rows, *, micro_batches=1, remat=False, steps=1):
+    """(adapter after, metrics): plain gradient descent, so that the adapter shows the gradient."""
+    transform = optax.sgd(1.0)
+    step = learner.make_step(MODEL, transform, learner.LossConfig(beta=0.1), micro_batches=micro_batches, remat=remat)
+    state, metrics = (adapter(), transform.init(adapter())), {}
+    for _ in range(steps):
+        *state, metrics = step(*state, PARAMS, rows, jnp.float32(1.0))
+    return state[0], jax.device_get(metrics)
+
+
+def gap(left, right):
+    return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
+
+
+@pytest.mark.parametrize("cut", [{"micro_batches": 2}, {"micro_batches": 8}, {"micro_batches": 4, "remat": True}])
+def test_micro_batches_and_remat_change_nothing(cut):
+    rows = experience()
+    whole, parts = update(rows), update(rows, **cut)
+    assert gap(whole[0], parts[0]) < 2e-6
+    for name, value in whole[1].items():
+        tolerance.assert_close(parts[1][name], value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
+def test_data_parallel_shards_change_nothing(data, fsdp):
+    rows = experience()
+    layout = mesh.make(mesh.MeshConfig(data=data, fsdp=fsdp))
+    spread = jax.device_put(rows, sharding.rows(layout))
+    one, many = update(rows), update(spread)
+    assert gap(one[0], many[0]) < 2e-6
+
+
+def test_groups_without_signal_make_no_step():
+    changed, metrics = update(experience(advantage=np.zeros(8)))
+    assert gap(changed, adapter()) == 0
+    assert metrics["skipped"] == 1
+
+
+def test_a_gradient_that_is_not_finite_makes_no_step():
+    changed, metrics = update(experience(advantage=np.array([np.inf] + [1.0] * 7)))
+    assert gap(changed, adapter()) == 0
+    assert metrics["skipped"] == 1
+
+
+def test_gradient_is_that_of_the_formula():
+    """One micro-batch against the loss written out with log_softmax over whole logits."""
+    rows = experience()
+
+    def written_out(trained):
+        logp = {}
+        for name, factors in (("policy", trained), ("reference", None)):
+            hidden = MODEL.hidden(PARAMS, rows.tokens_BT, segment_BT=jnp.ones_like(rows.tokens_BT), adapter=factors)
+            logit = 8.0 * jnp.tanh(hidden @ PARAMS["embedding"].T / 8.0)
+            logp[name] = jax.nn.log_softmax(logit)
+        total = 0.0
+        for i in range(8):
+            begin, count = int(rows.prompt_length_B[i]), int(rows.completion_length_B[i])
+            for t in range(count):
+                token = rows.completion_BT[i, t]
+                mine, ref = (logp[name][i, begin + t - 1, token] for name in ("policy", "reference"))
+                ratio = jnp.exp(mine - rows.old_logp_BT[i, t])
+                advantage = rows.advantage_B[i]
+                gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
+                total += (-gain + 0.1 * (jnp.exp(ref - mine) - (ref - mine) - 1)) / (count * 8)
+        return total
+
+    value, grads = jax.value_and_grad(written_out)(adapter())
+    changed, metrics = update(rows)
+    tolerance.assert_close(metrics["loss"], value)
+    assert gap(changed, jax.tree.map(lambda x, g: x - g, adapter(), grads)) < 2e-6
+
+
+def test_the_stop_token_has_a_gradient():
+    """Only the last token of each row counts: the adapter still moves."""
+    rows = experience()
+    last = jnp.arange(8)[None, :] == rows.completion_length_B[:, None] - 1
+
+    def total(trained):
+        logp_BT, _ = learner.completion_logprob(MODEL, PARAMS, trained, rows, temperature=jnp.float32(1.0))
+        return jnp.where(last, logp_BT, 0.0).sum()
+
+    assert gap(jax.grad(total)(adapter()), jax.tree.map(jnp.zeros_like, adapter())) > 0
+
+
+def test_reference_is_the_base_with_the_adapter_off():
+    """A fresh adapter is the reference: KL exactly 0."""
+    transform = optax.sgd(0.0)
+    step = learner.make_step(MODEL, transform, learner.LossConfig(), micro_batches=1, remat=False)
+    fresh = lora.init(MODEL.adapted(), jax.random.key(1), rank=2, alpha=2.0)
+    metrics = step(fresh, transform.init(fresh), PARAMS, experience(), jnp.float32(1.0))[2]
+    assert float(metrics["kl"]) == 0.0
+
+
+def test_rows_that_cannot_be_cut_are_refused():
+    with pytest.raises(ValueError, match="8 rows cannot be cut into 3"):
+        update(experience(), micro_batches=3)

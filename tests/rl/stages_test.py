@@ -1,0 +1,28 @@
+import dataclasses
+
+import pytest
+
+from thinkfirst.launch import recipes
+from thinkfirst.rl import stages
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group": 1}, "group=1 must be at least 2"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"micro_batches": 5}, "cannot be cut into 5"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change, message):
+    grpo = next(stage for stage in recipes.demo().stages if isinstance(stage, stages.Grpo))
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(grpo, **change)
+
+
+def test_stages_need_names_of_their_own():
+    config = recipes.demo()
+    with pytest.raises(ValueError, match="names of their own"):
+        dataclasses.replace(config, stages=config.stages[:1] * 2)
