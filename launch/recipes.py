@@ -71,7 +71,7 @@ def _demo(recipe: str, *, sft_steps: int, grpo_steps: int, held_out: int) -> sta
             evaluate("sft"),
             stages.Merge(),
             stages.Grpo(
-                optimizer=optimizer.OptimizerConfig(learning_rate=5e-3),
+                optimizer=optimizer.OptimizerConfig(learning_rate=3e-3),
                 lora=lora,
                 steps=grpo_steps,
                 prompts=16,

@@ -28,7 +28,7 @@ class GemmaConfig:
     head_dim: int
     window: int
     pattern: tuple[Kind, ...]
-    query_scalar: float
+    query_scalar: int
     local_rope_base: float = 10_000.0
     global_rope_base: float = 10_000.0
     global_rope_factor: float = 1.0
@@ -70,7 +70,7 @@ def gemma2_2b() -> GemmaConfig:
         head_dim=256,
         window=4096,
         pattern=GEMMA2_PATTERN,
-        query_scalar=256.0,
+        query_scalar=256,
         attention_soft_cap=50.0,
         final_soft_cap=30.0,
     )
@@ -89,7 +89,7 @@ def gemma3_1b() -> GemmaConfig:
         head_dim=256,
         window=512,
         pattern=GEMMA3_PATTERN,
-        query_scalar=256.0,
+        query_scalar=256,
         global_rope_base=1_000_000.0,
         max_length=32_768,
     )
@@ -108,7 +108,7 @@ def narrow_gemma2() -> GemmaConfig:
         head_dim=16,
         window=128,
         pattern=GEMMA2_PATTERN,
-        query_scalar=16.0,
+        query_scalar=16,
         attention_soft_cap=50.0,
         final_soft_cap=30.0,
         max_length=1024,
@@ -129,7 +129,7 @@ def demo_gemma3() -> GemmaConfig:
         head_dim=24,
         window=32,
         pattern=("local", "global"),
-        query_scalar=24.0,
+        query_scalar=24,
         global_rope_base=100_000.0,
         max_length=256,
         dtype="float32",
@@ -177,7 +177,7 @@ def from_hf(raw: dict[str, Any]) -> GemmaConfig:
         head_dim=raw["head_dim"],
         window=raw["sliding_window"],
         pattern=_pattern_from_hf(raw, generation),
-        query_scalar=float(raw["query_pre_attn_scalar"]),
+        query_scalar=int(raw["query_pre_attn_scalar"]),
         local_rope_base=local_base,
         global_rope_base=global_base,
         global_rope_factor=factor,

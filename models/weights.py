@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from thinkfirst.core import files
 from thinkfirst.models import config as model_config
-from thinkfirst.models import gemma
+from thinkfirst.models import gemma, tokenizer
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -72,18 +72,18 @@ def load(folder: str | pathlib.Path, model: gemma.Model) -> gemma.Params:
     return params
 
 
-def save(folder: str | pathlib.Path, model: gemma.Model, params: gemma.Params, *, tokenizer: pathlib.Path) -> None:
+def save(folder: str | pathlib.Path, model: gemma.Model, params: gemma.Params, *, words: tokenizer.Tokenizer) -> None:
     """Writes a folder that transformers opens: config, generation config, weights and tokenizer.model."""
     folder = pathlib.Path(folder)
     host = jax.tree.map(np.asarray, params)
     tensors = {}
     for name, place, to_ours, shape in _places(model.config, host):
         tensors[name] = np.ascontiguousarray(_inverse(to_ours, shape, place))
-    stop = {"bos_token_id": 2, "eos_token_id": [1], "pad_token_id": 0}
+    stop = {"bos_token_id": words.bos_id, "eos_token_id": list(words.stop_ids), "pad_token_id": words.pad_id}
     files.write_bytes(folder / WEIGHTS_NAME, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     files.write_text(folder / "generation_config.json", json.dumps(stop, indent=2) + "\n")
     files.write_text(folder / "config.json", json.dumps(model_config.to_hf(model.config), indent=2) + "\n")
-    files.write_bytes(folder / "tokenizer.model", tokenizer.read_bytes())
+    files.write_bytes(folder / tokenizer.FILE_NAME, words.path.read_bytes())
 
 
 def _places(

@@ -129,6 +129,8 @@ def _sums(
     total = lambda x: jnp.where(mask_BT, x.astype(jnp.float32), 0.0).sum()  # noqa: E731
     gap_BT = jnp.where(mask_BT, jnp.abs(logp_BT - old_logp_BT), 0.0)
     weight_BT = loss.sequence_mean_weight(mask_BT, num_rows)
+    count_B = jnp.maximum(mask_BT.sum(axis=1, dtype=jnp.float32), 1.0)
+    row_share = lambda x: (x & mask_BT).sum(axis=1, dtype=jnp.float32) / count_B  # noqa: E731
     return {
         "token": {
             "kl": total(terms.kl_BT),
@@ -139,7 +141,11 @@ def _sums(
             "sampling/sampling_logp_difference/mean": total(gap_BT),
         },
         "sum": {"tokens": mask_BT.sum(dtype=jnp.float32), "policy_loss": total(weight_BT * terms.surrogate_BT)},
-        "max": {"sampling/sampling_logp_difference/max": gap_BT.max()},
+        "min": {"clip_ratio/low_min": row_share(terms.clipped_low_BT).min()},
+        "max": {
+            "clip_ratio/high_max": row_share(terms.clipped_high_BT).max(),
+            "sampling/sampling_logp_difference/max": gap_BT.max(),
+        },
     }
 
 
@@ -149,5 +155,6 @@ def _means(sums: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
     return {
         **{name: value.sum() / tokens for name, value in sums["token"].items()},
         "policy_loss": sums["sum"]["policy_loss"].sum(),
+        **{name: value.min() for name, value in sums["min"].items()},
         **{name: value.max() for name, value in sums["max"].items()},
     }

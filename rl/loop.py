@@ -16,7 +16,7 @@ from thinkfirst.rl import stages
 State = Any  # a pytree: what the optimiser changes
 Step = Callable[[State, int], tuple[State, dict[str, Any], list[dict[str, Any]]]]
 
-SHOWN = ("loss", "reward", "rewards/correctness/mean", "rewards/trace/mean", "rewards/format/mean", "kl", "phase")
+SHOWN = ("phase", "loss", "reward", "rewards/correctness/mean", "rewards/trace/mean", "rewards/format/mean", "kl")
 TrainingStage = stages.Pretrain | stages.Sft | stages.Grpo
 
 

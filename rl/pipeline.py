@@ -167,7 +167,7 @@ def _look(
         progress["evaluations"].append(evaluate.evaluate(subject, held_out, stage, key))
     else:
         print(f"{stage.name}: writing {stage.folder}", flush=True)
-        weights.save(stage.folder, subject.model, subject.params, tokenizer=subject.tokenizer.path)
+        weights.save(stage.folder, subject.model, subject.params, words=subject.tokenizer)
     _remember(workdir, progress, stage, 0, runtime.now() - start)
 
 

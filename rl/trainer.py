@@ -122,11 +122,14 @@ def length_metrics(completions: Sequence[batch.Completion], room: int) -> dict[s
     """Lengths in tokens, the stop token included, under TRL's names; `padding_waste` is the share of unused room."""
     lengths = np.array([_length(completion) for completion in completions])
     ended = lengths[[completion.stopped for completion in completions]]
+    ended_or_nan = ended if len(ended) else np.array([np.nan])
     return {
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
-        "completions/mean_terminated_length": float(ended.mean()) if len(ended) else float("nan"),
+        "completions/mean_terminated_length": float(ended_or_nan.mean()),
+        "completions/min_terminated_length": float(ended_or_nan.min()),
+        "completions/max_terminated_length": float(ended_or_nan.max()),
         "completions/clipped_ratio": 1.0 - len(ended) / len(lengths),
         "padding_waste": 1.0 - float(lengths.mean()) / room,
     }

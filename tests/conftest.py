@@ -15,6 +15,9 @@ assert "jax" not in sys.modules, "JAX was imported before tests/conftest.py coul
 # In the environment, so that programs started by a test get the same.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+_CACHE = pathlib.Path(__file__).resolve().parents[1] / ".build" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))  # a second run, or a resumed one, compiles nothing
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # two pytest workers may both ask the TPU compiler
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()

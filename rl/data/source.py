@@ -12,7 +12,23 @@ from thinkfirst.rl.data import arithmetic, author, gsm8k, jsonl
 
 BARE_SHARE = 0.1
 REPEAT_SHARE = 0.1
-SCRAPS = ("(reasoning)", "(answer)", "<b>", "</b>", "<", ">", "</", "><", ".</", "</i><b>", "Step 4: ", "7", "25", " pens", "\n")
+SCRAPS = (
+    "(reasoning)",
+    "(answer)",
+    "<b>",
+    "</b>",
+    "<",
+    ">",
+    "</",
+    "><",
+    ".</",
+    "</i><b>",
+    "Step 4: ",
+    "7",
+    "25",
+    " pens",
+    "\n",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from thinkfirst.models import config, gemma, weights
+from thinkfirst.models import tokenizer as tokenizer_lib
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 NAMES = ("hf_gemma2", "hf_gemma3")
@@ -26,8 +27,9 @@ def tensors(folder):
 @pytest.fixture
 def tokenizer(tmp_path):
     file = tmp_path / "some.model"
-    file.write_bytes(b"not opened by save")
-    return file
+    roles = ["user", "model", "0123456789"] * 20
+    tokenizer_lib.train(roles, file, vocab_size=28)
+    return tokenizer_lib.Tokenizer(file)
 
 
 @pytest.fixture
@@ -50,18 +52,18 @@ def test_what_is_saved_is_loaded_bit_for_bit(name, dtype, tokenizer, tmp_path):
     model = gemma.Model(dataclasses.replace(config.read(GOLDEN / name), dtype=dtype))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), model.shapes())
-    weights.save(tmp_path / "out", model, params, tokenizer=tokenizer)
+    weights.save(tmp_path / "out", model, params, words=tokenizer)
     again = weights.load(tmp_path / "out", model)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(again)} == {dtype}
     assert config.read(tmp_path / "out") == model.config
-    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == tokenizer.path.read_bytes()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_of_transformers_comes_back_the_same(name, tokenizer, tmp_path):
     model = gemma.Model(config.read(GOLDEN / name))
-    weights.save(tmp_path / "out", model, weights.load(GOLDEN / name, model), tokenizer=tokenizer)
+    weights.save(tmp_path / "out", model, weights.load(GOLDEN / name, model), words=tokenizer)
     theirs, ours = tensors(GOLDEN / name), tensors(tmp_path / "out")
     assert ours.keys() == theirs.keys()
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)

@@ -11,7 +11,7 @@ from thinkfirst.rl import batch, learner
 
 TINY = config.GemmaConfig(
     generation=2, vocab_size=48, num_layers=2, width=16, ff_width=16, num_heads=2, num_kv_heads=1, head_dim=8, window=5,
-    pattern=("local", "global"), query_scalar=8.0, final_soft_cap=8.0, attention_soft_cap=9.0, dtype="float32",
+    pattern=("local", "global"), query_scalar=8, final_soft_cap=8.0, attention_soft_cap=9.0, dtype="float32",
 )  # fmt: skip
 MODEL = gemma.Model(TINY)
 PARAMS = MODEL.init(0)

@@ -24,11 +24,11 @@ def recipe():
         recipe="toy",
         checkpoint=str(recipes.DEMO_BASE),
         data=source.DataConfig(held_out=3),
-        mesh=mesh.MeshConfig(data=2, fsdp=2, tensor=2),
+        mesh=mesh.MeshConfig(data=4, fsdp=2),
         max_prompt_tokens=64,
         stages=(
             evaluate("base"),
-            stages.Sft(rate, lora, steps=2, batch_size=4, num_tokens=128, save_every=1),
+            stages.Sft(rate, lora, steps=2, batch_size=8, num_tokens=128, save_every=1),
             stages.Merge(),
             stages.Grpo(
                 optimizer=rate,
@@ -39,7 +39,7 @@ def recipe():
                 ),
                 rewards=recipes.show_work_rewards(over=3),
                 steps=3,
-                prompts=4,
+                prompts=8,
                 group=2,
                 max_new_tokens=24,
                 save_every=2,
@@ -116,7 +116,7 @@ def test_what_a_workdir_holds(straight):
     ].keys()
     assert metrics[-1]["sampling/sampling_logp_difference/max"] < 1e-4
     assert metrics[2]["clip_ratio/region_mean"] == 0.0
-    assert len(rows(workdir, "completions.jsonl")) == 3 * 8
+    assert len(rows(workdir, "completions.jsonl")) == 3 * 16
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from thinkfirst.rl import batch, learner, rollout
 
 TINY = config.GemmaConfig(
     generation=3, vocab_size=64, num_layers=3, width=16, ff_width=32, num_heads=4, num_kv_heads=2, head_dim=8, window=6,
-    pattern=("local", "global"), query_scalar=8.0, global_rope_base=1e5, dtype="float32",
+    pattern=("local", "global"), query_scalar=8, global_rope_base=1e5, dtype="float32",
 )  # fmt: skip
 NUM_PROMPTS, GROUP, ROOM = 4, 3, 12
 

@@ -10,7 +10,7 @@ from thinkfirst.rl import sft
 
 TINY = config.GemmaConfig(
     generation=3, vocab_size=40, num_layers=2, width=16, ff_width=16, num_heads=2, num_kv_heads=1, head_dim=8, window=4,
-    pattern=("local", "global"), query_scalar=8.0, dtype="float32",
+    pattern=("local", "global"), query_scalar=8, dtype="float32",
 )  # fmt: skip
 MODEL = gemma.Model(TINY)
 PARAMS = MODEL.init(0)
