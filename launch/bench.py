@@ -22,10 +22,6 @@ from thinkfirst.core import files, mesh, runtime, sharding
 from thinkfirst.models import config, gemma, lora
 from thinkfirst.rl import batch, learner, optimizer, rollout, trainer
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_integer("repeats", 5, "timed runs of each side", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("json", "", "also write the table to this file", flag_values=FLAGS)
-
 NUM_PROMPTS, GROUP, PROMPT_TOKENS, ROOM = 24, 8, 64, 64
 NO_STOP = (-1,)  # every row runs to the limit: the same work on both sides
 GAP = 1e-5  # nats between engine and learner, float32
@@ -98,13 +94,22 @@ def alternate(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, fl
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def define_flags() -> flags.FlagValues:
+    """The command line."""
+    line = flags.FlagValues()
+    flags.DEFINE_integer("repeats", 5, "timed runs of each side", lower_bound=1, flag_values=line)
+    flags.DEFINE_string("json", "", "also write the table to this file", flag_values=line)
+    return line
+
+
 def main(argv: list[str]) -> int:
     """Exit status: 0, or 2 for bad flags and for a failed check."""
+    line = define_flags()
     if "--help" in argv:
-        print(f"{__doc__}\n{FLAGS.get_help()}")
+        print(f"{__doc__}\n{line.get_help()}")
         return 0
     try:
-        FLAGS(argv)
+        line(argv)
         runtime.split_cpu(2)
         setting = Setting()
         ours, unshared, full = (
@@ -116,7 +121,7 @@ def main(argv: list[str]) -> int:
         update = setting.updater(sample)
         checks = check(setting, sample, full(), update)
         sides = {"rollout": ours, "rollout, prompt prefilled G times": unshared, "rollout, full local caches": full}
-        medians = alternate({**sides, "update": update}, FLAGS.repeats)
+        medians = alternate({**sides, "update": update}, line.repeats)
     except (ValueError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -127,9 +132,9 @@ def main(argv: list[str]) -> int:
     for name, seconds in medians.items():
         ratio = f"  ratio {seconds / medians['rollout']:.2f}" if name.startswith("rollout,") else ""
         print(f"  {seconds:8.3f} s  {rows * ROOM / seconds:10.0f} tokens/s  {name}{ratio}")
-    if FLAGS.json:
-        table = {"checks": checks, "median_seconds": medians, "repeats": FLAGS.repeats, "versions": runtime.versions()}
-        files.write_text(pathlib.Path(FLAGS.json), json.dumps(table, indent=1) + "\n")
+    if line.json:
+        table = {"checks": checks, "median_seconds": medians, "repeats": line.repeats, "versions": runtime.versions()}
+        files.write_text(pathlib.Path(line.json), json.dumps(table, indent=1) + "\n")
     return 0
 
 

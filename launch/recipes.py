@@ -22,14 +22,23 @@ def demo_base() -> stages.RunConfig:
     return stages.RunConfig(
         recipe="demo_base",
         architecture="demo_gemma3",
-        data=source.DataConfig(kind="arithmetic_plain"),
+        data=source.DataConfig(kind="arithmetic"),
         max_prompt_tokens=64,
         cpu_devices=2,
         stages=(
             stages.Pretrain(
                 optimizer=optimizer.OptimizerConfig(learning_rate=4e-3, warmup=0.05, decay="cosine"),
-                name="base",
+                data="arithmetic_plain",
+                name="reckoning",
                 steps=600,
+                batch_size=128,
+                num_tokens=88,
+            ),
+            stages.Pretrain(
+                optimizer=optimizer.OptimizerConfig(learning_rate=2e-3, warmup=0.1, decay="cosine"),
+                data="arithmetic_mixed",
+                name="writing",
+                steps=160,
                 batch_size=112,
                 num_tokens=104,
             ),

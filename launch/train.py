@@ -12,32 +12,37 @@ from thinkfirst.core import config, runtime
 from thinkfirst.launch import recipes
 from thinkfirst.rl import loop, pipeline, report, stages
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string("recipe", None, "name of a function in launch/recipes.py", flag_values=FLAGS, required=True)
-flags.DEFINE_multi_string("set", [], "key=value: changes one setting of the recipe; may be repeated", flag_values=FLAGS)
-flags.DEFINE_string("workdir", "", "where the run is kept (default runs/<recipe>)", flag_values=FLAGS)
-flags.DEFINE_integer("max_steps", 0, "stop after this many steps of this call (0: no limit)", flag_values=FLAGS)
-flags.DEFINE_float("max_seconds", 0.0, "stop after this many seconds (0: no limit)", flag_values=FLAGS)
+
+def define_flags() -> flags.FlagValues:
+    """The command line."""
+    line = flags.FlagValues()
+    flags.DEFINE_string("recipe", None, "name of a function in launch/recipes.py", flag_values=line, required=True)
+    flags.DEFINE_multi_string("set", [], "key=value: changes one setting; may be repeated", flag_values=line)
+    flags.DEFINE_string("workdir", "", "where the run is kept (default runs/<recipe>)", flag_values=line)
+    flags.DEFINE_integer("max_steps", 0, "stop after this many steps of this call (0: no limit)", flag_values=line)
+    flags.DEFINE_float("max_seconds", 0.0, "stop after this many seconds (0: no limit)", flag_values=line)
+    return line
 
 
 def main(argv: list[str]) -> int:
     """Exit status: 0 done or cut short as asked, 2 for input that cannot be used."""
+    line = define_flags()
     if "--help" in argv:
-        print(f"{__doc__}\n{FLAGS.get_help()}\n\nrecipes: {', '.join(recipes.RECIPES)}")
+        print(f"{__doc__}\n{line.get_help()}\n\nrecipes: {', '.join(recipes.RECIPES)}")
         return 0
     try:
-        if len(rest := FLAGS(argv)) > 1:
+        if len(rest := line(argv)) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}")
-        return _train()
+        return _train(line)
     except (ValueError, flags.Error, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _train() -> int:
-    chosen = config.override(recipes.named(FLAGS.recipe), FLAGS.set)
-    workdir = pathlib.Path(FLAGS.workdir or f"runs/{chosen.recipe}")
-    budget = runtime.Budget(max_steps=FLAGS.max_steps, max_seconds=FLAGS.max_seconds)
+def _train(line: flags.FlagValues) -> int:
+    chosen = config.override(recipes.named(line.recipe), line.set)
+    workdir = pathlib.Path(line.workdir or f"runs/{chosen.recipe}")
+    budget = runtime.Budget(max_steps=line.max_steps, max_seconds=line.max_seconds)
     runtime.split_cpu(chosen.cpu_devices)
     runtime.use_compile_cache()
     print(f"recipe {chosen.recipe}, seed {chosen.seed}: reads {_inputs(chosen)}; writes {workdir}/", flush=True)

@@ -117,10 +117,10 @@ def narrow_gemma2() -> GemmaConfig:
 
 
 def demo_gemma3() -> GemmaConfig:
-    """The Gemma 3 of the demo: local and global layers, q/k norms, 0.42 M parameters."""
+    """The Gemma 3 of the demo: local and global layers, q/k norms, 0.44 M parameters."""
     return GemmaConfig(
         generation=3,
-        vocab_size=320,
+        vocab_size=512,
         num_layers=4,
         width=96,
         ff_width=256,
@@ -213,7 +213,7 @@ def to_hf(config: GemmaConfig) -> dict[str, Any]:
         "sliding_window": config.window,
         "layer_types": [names[kind] for kind in layers],
         # An int where it is one: transformers 5 refuses to open 256.0.
-        "query_pre_attn_scalar": config.query_scalar if config.query_scalar % 1 else int(config.query_scalar),
+        "query_pre_attn_scalar": config.query_scalar,
         "rope_theta": config.global_rope_base,
         "attn_logit_softcapping": config.attention_soft_cap or None,
         "final_logit_softcapping": config.final_soft_cap or None,

@@ -80,7 +80,7 @@ def check_vocab(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def train(texts: Iterable[str], file: str | pathlib.Path, *, vocab_size: int) -> None:
-    """Writes a small SentencePiece model laid out as Gemma's: pad 0, eos 1, bos 2, unk 3, digits apart."""
+    """Writes a small SentencePiece model laid out as Gemma's: pad 0, eos 1, bos 2, unk 3, digits apart, bytes."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -96,6 +96,7 @@ def train(texts: Iterable[str], file: str | pathlib.Path, *, vocab_size: int) ->
         bos_piece="<bos>",
         user_defined_symbols=[START_OF_TURN, END_OF_TURN, "\n"],
         split_digits=True,
+        byte_fallback=True,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.models import gemma, lora
-from thinkfirst.rl import batch, loss
+from thinkfirst.rl import batch, loss, optimizer
 
 Logprobs = tuple[Float[Array, "B T"], Float[Array, "B T"]]
 
@@ -53,7 +53,7 @@ def completion_logprob(
 
 def make_step(
     model: gemma.Model,
-    optimizer: optax.GradientTransformation,
+    transform: optax.GradientTransformation,
     config: LossConfig,
     *,
     micro_batches: int,
@@ -99,10 +99,9 @@ def make_step(
         zeros = (jax.tree.map(jnp.zeros_like, adapter), jnp.float32(0.0))
         with jax.named_scope("update"):
             (grads, value), sums = jax.lax.scan(accumulate, zeros, _cut(rows, micro_batches))
-            norm = optax.global_norm(grads)
+            norm = optax.tree.norm(grads)
             usable = jnp.isfinite(norm) & jnp.isfinite(value) & (rows.advantage_B != 0).any()
-            updates, new_opt_state = optimizer.update(grads, opt_state, adapter)
-            proposal = (optax.apply_updates(adapter, updates), new_opt_state)
+            proposal = optimizer.apply(transform, grads, opt_state, adapter)
             keep = lambda new, old: jnp.where(usable, new, old)  # noqa: E731
             adapter, opt_state = jax.tree.map(keep, proposal, (adapter, opt_state))
         metrics = {"loss": value, "grad_norm": norm, "skipped": 1.0 - usable.astype(jnp.float32), **_means(sums)}

@@ -1,8 +1,9 @@
 """AdamW with a clipped global norm and a warm-up/decay schedule, from optax."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import optax
 
 
@@ -28,6 +29,13 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     else:
         fall = optax.constant_schedule(config.learning_rate)
     return optax.join_schedules([rise, fall], [warmup])
+
+
+def apply(transform: optax.GradientTransformation, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    """(parameters after one step, optimiser state after it); optax counts on the usual dtype promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        updates, state = transform.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
 
 
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -4,6 +4,7 @@ A finished stage is never repeated: its adapter is read back, its evaluation kep
 recipe has them and the adapters of finished stages merged in again, in order.
 """
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -33,7 +34,11 @@ def run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget)
         finished = place < len(progress["stages"])
         root = jax.random.fold_in(jax.random.key(config.seed), place)
         if isinstance(stage, stages.Pretrain | stages.Sft | stages.Grpo):
-            step_fn, state = _training(subject, stage, problems, root)
+            if isinstance(stage, stages.Pretrain):
+                taught = source.make(dataclasses.replace(config.data, kind=stage.data), config.seed)
+            else:
+                taught = problems
+            step_fn, state = _training(subject, stage, taught, root)
             if finished:
                 done = loop.restore(workdir, stage, state)
             else:

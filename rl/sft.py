@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.models import gemma, lora
-from thinkfirst.rl import batch
+from thinkfirst.rl import batch, optimizer
 
 Metrics = dict[str, jax.Array]
 
@@ -58,25 +58,23 @@ def loss(
     return -jnp.where(mask_BT, logp_BT, 0.0).sum() / jnp.maximum(count, 1.0), count
 
 
-def make_step(model: gemma.Model, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+def make_step(model: gemma.Model, transform: optax.GradientTransformation) -> Callable[..., Any]:
     """step(adapter, opt_state, params, rows) -> adapter', opt_state', metrics; the first two are donated."""
 
     def step(adapter: lora.Adapter, opt_state: Any, params: gemma.Params, rows: batch.Sequences) -> Any:
         (value, count), grads = jax.value_and_grad(lambda a: loss(model, params, a, rows), has_aux=True)(adapter)
-        updates, opt_state = optimizer.update(grads, opt_state, adapter)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(grads), "completion_tokens": count}
-        return optax.apply_updates(adapter, updates), opt_state, metrics
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "completion_tokens": count}
+        return *optimizer.apply(transform, grads, opt_state, adapter), metrics
 
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def make_pretrain_step(model: gemma.Model, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+def make_pretrain_step(model: gemma.Model, transform: optax.GradientTransformation) -> Callable[..., Any]:
     """step(params, opt_state, rows) -> params', opt_state', metrics; trains every weight, donates the first two."""
 
     def step(params: gemma.Params, opt_state: Any, rows: batch.Sequences) -> Any:
         (value, count), grads = jax.value_and_grad(lambda p: loss(model, p, None, rows), has_aux=True)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(grads), "completion_tokens": count}
-        return optax.apply_updates(params, updates), opt_state, metrics
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "completion_tokens": count}
+        return *optimizer.apply(transform, grads, opt_state, params), metrics
 
     return jax.jit(step, donate_argnums=(0, 1))

@@ -28,9 +28,10 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-    """Every weight of the base, trained from nothing on the demonstrations of the data."""
+    """Every weight of the base, trained on the demonstrations of a kind of data of its own."""
 
     optimizer: optimizer.OptimizerConfig
+    data: source.Kind
     name: str = "pretrain"
     steps: int = 1000
     batch_size: int = 128

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from thinkfirst.rl import batch
 from thinkfirst.rl.data import arithmetic, author, gsm8k, jsonl
 
-BARE_SHARE = 0.1
-REPEAT_SHARE = 0.1
+BARE_SHARE = 0.2
+REPEAT_SHARE = 0.15
 SCRAPS = (
     "(reasoning)",
     "(answer)",
@@ -31,17 +31,21 @@ SCRAPS = (
 )
 
 
+Kind = Literal["arithmetic", "arithmetic_plain", "arithmetic_mixed", "gsm8k", "jsonl"]
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """`train` and `eval` are files of the kinds that have any; `slip_share` is the share of traces with a slip."""
 
-    kind: Literal["arithmetic", "arithmetic_plain", "gsm8k", "jsonl"] = "arithmetic"
+    kind: Kind = "arithmetic"
     train: str = ""
     eval: str = ""
     held_out: int = 120
     slip_share: float = 0.55
 
 
+@runtime_checkable
 class Source(Protocol):
     """Endless problems and demonstrations by index, and a fixed list of held-out problems."""
 
@@ -78,23 +82,31 @@ class Arithmetic:
 
 
 class PlainArithmetic(Arithmetic):
-    """The base model's corpus: the same questions, every answer right and without tags.
+    """What the base model learns to reckon from: the same questions, worked out or (a fifth) answered by a number."""
 
-    Answers are worked out in a row or as a list, some are a bare number, and some rows ask to repeat a scrap of text:
-    that is where the base meets brackets and words of the later format, as a real one meets them on the web.
+    def demonstration(self, index: int) -> batch.Demonstration:
+        worked, bare, _ = self._drawn(index)
+        text = worked.problem.answer if bare < BARE_SHARE else author.write_plain(author.equations(worked.steps))
+        return batch.Demonstration(worked.problem, text)
+
+    def _drawn(self, index: int) -> tuple[arithmetic.Worked, float, np.random.Generator]:
+        seed = 3 * self._seed + 2
+        rng = np.random.default_rng([seed, index, 99])
+        return arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3]), rng.random(), rng
+
+
+class MixedArithmetic(PlainArithmetic):
+    """What the base model learns to write from: half of the answers as lists, and scraps of text to repeat.
+
+    The scraps are where it meets the brackets and words of the later format, as a real one meets them on the web.
     """
 
     def demonstration(self, index: int) -> batch.Demonstration:
-        seed = 3 * self._seed + 2
-        rng = np.random.default_rng([seed, index, 99])
-        style = rng.random()
+        worked, style, rng = self._drawn(index)
         if style < REPEAT_SHARE:
             scrap = "".join(SCRAPS[i] for i in rng.integers(len(SCRAPS), size=6)).strip()
             asked = batch.Problem(id=f"repeat {index}", question=f"Repeat: {scrap}", answer=scrap)
             return batch.Demonstration(asked, scrap)
-        worked = arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3])
-        if style < REPEAT_SHARE + BARE_SHARE:
-            return batch.Demonstration(worked.problem, worked.problem.answer)
         write = author.write_plain if rng.random() < 0.5 else author.write_list
         return batch.Demonstration(worked.problem, write(author.equations(worked.steps)))
 
@@ -132,10 +144,13 @@ class Files:
 
 def make(config: DataConfig, seed: int) -> Source:
     """The source a configuration asks for."""
-    if config.kind == "arithmetic":
-        return Arithmetic(config, seed)
-    if config.kind == "arithmetic_plain":
-        return PlainArithmetic(config, seed)
+    generators = {
+        "arithmetic": Arithmetic,
+        "arithmetic_plain": PlainArithmetic,
+        "arithmetic_mixed": MixedArithmetic,
+    }
+    if config.kind in generators:
+        return generators[config.kind](config, seed)
     for name, path in (("data.train", config.train), ("data.eval", config.eval)):
         if not path:
             raise ValueError(f"{name} is not set: --set {name}=FILE")

@@ -34,7 +34,7 @@ def test_a_published_config_with_layer_types_is_read(data_dir):
 
 def test_the_dialect_of_transformers_5_is_read():
     tiny = {"vocab_size": 64, "width": 16, "ff_width": 24, "num_heads": 4, "head_dim": 8, "window": 6}
-    tiny |= {"query_scalar": 5.0, "norm_epsilon": 1e-2, "max_length": 64, "dtype": "float32"}
+    tiny |= {"query_scalar": 5, "norm_epsilon": 1e-2, "max_length": 64, "dtype": "float32"}
     assert config.read(GOLDEN / "hf_gemma2") == config.GemmaConfig(
         generation=2,
         num_layers=5,

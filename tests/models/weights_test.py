@@ -27,8 +27,8 @@ def tensors(folder):
 @pytest.fixture
 def tokenizer(tmp_path):
     file = tmp_path / "some.model"
-    roles = ["user", "model", "0123456789"] * 20
-    tokenizer_lib.train(roles, file, vocab_size=28)
+    texts = ["How many apples are left?", "There are 12 apples and 30 pears.\n", "user\nmodel\n"] * 20
+    tokenizer_lib.train(texts, file, vocab_size=300)
     return tokenizer_lib.Tokenizer(file)
 
 

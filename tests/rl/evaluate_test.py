@@ -35,7 +35,7 @@ def test_truncated_text_is_not_well_formed():
 
 def test_interval_worked_by_hand():
     """Scores 0 0 1 1: mean .5, standard deviation .577, half width 1.96 * .577 / 2 = .566, cut at 0 and 1."""
-    assert evaluate.interval([0, 0, 1, 1]) == (0.0, 1.0)
+    assert evaluate.interval([0.0, 0.0, 1.0, 1.0]) == (0.0, 1.0)
     low, high = evaluate.interval([0.4, 0.5, 0.5, 0.6])
     tolerance.assert_close([low, high], [0.41998, 0.58002], slack=1e8)  # four digits are given
     assert evaluate.interval([1.0]) == (0.0, 1.0)
