@@ -58,7 +58,7 @@ class Setting:
         """One optimiser step on `found`."""
         transform = optimizer.make(optimizer.OptimizerConfig(learning_rate=1e-3), 10)
         step = learner.make_step(self.model, transform, learner.LossConfig(), micro_batches=2, remat=False)
-        advantage_B = np.resize(np.float32([1, -1]), NUM_PROMPTS * GROUP)
+        advantage_B = np.resize(np.array([1, -1], np.float32), NUM_PROMPTS * GROUP)
         rows = batch.experience(self.prompts, jax.device_get(found), advantage_B)
         rows = jax.device_put(trainer.trimmed(rows), sharding.rows(self.mesh))
 

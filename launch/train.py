@@ -54,8 +54,7 @@ def _train(line: flags.FlagValues) -> int:
         print(f"stopped as asked; the same command goes on from here ({workdir})")
         return 0
     print("\n" + report.summary_table(results))
-    for line in _showcase(results):
-        print(line)
+    print("\n".join(_showcase(results)))
     print(f"\n{workdir}/report.html  {workdir}/plots/learning_curves.png  {workdir}/final_results.json")
     return 0
 

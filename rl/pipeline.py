@@ -139,7 +139,8 @@ def _demonstrations(
 ) -> Any:
     """The step's rows; one that does not fit `num_tokens` is left empty."""
     rows = []
-    for index in range((step - 1) * stage.batch_size, step * stage.batch_size):
+    first = stage.first_row if isinstance(stage, stages.Pretrain) else 0
+    for index in range(first + (step - 1) * stage.batch_size, first + step * stage.batch_size):
         shown = problems.demonstration(index)
         prompt = subject.tokenizer.prompt(shown.problem.question, subject.instruction)
         completion = subject.tokenizer.completion(shown.completion)

@@ -20,6 +20,7 @@ from thinkfirst.rl.data import author
 DIFFICULTIES = ("easy", "medium", "hard")
 HELD_OUT_SHARE = 0.1
 LARGEST = 99  # every true intermediate result lies in 0..LARGEST
+LONG_SHARE = {"medium": 0.4, "hard": 0.5}  # of the problems of a difficulty, those of three steps; the others have two
 
 Split = Literal["train", "eval"]
 
@@ -39,16 +40,19 @@ class Worked:
     steps: tuple[author.Step, ...]
 
 
-def problem(seed: int, index: int, difficulty: str, split: Split = "train") -> batch.Problem:
+def problem(seed: int, index: int, difficulty: str, split: Split = "train", *, long: float = 1.0) -> batch.Problem:
     """Problem `index` of a seed, without its solution."""
-    return worked(seed, index, difficulty, split).problem
+    return worked(seed, index, difficulty, split, long=long).problem
 
 
-def worked(seed: int, index: int, difficulty: str, split: Split = "train") -> Worked:
-    """Problem `index` of a seed with its computation; drawn again until its question falls on the split's side."""
+def worked(seed: int, index: int, difficulty: str, split: Split = "train", *, long: float = 1.0) -> Worked:
+    """Problem `index` of a seed with its computation; drawn again until its question falls on the split's side.
+
+    `long` scales the share of three-step problems.
+    """
     rng = np.random.default_rng([seed, index, DIFFICULTIES.index(difficulty)])
     while True:
-        steps = _draw_steps(rng, difficulty)
+        steps = _draw_steps(rng, difficulty, long)
         in_words = rng.random() < 0.5 or difficulty == "hard"
         question = _in_words(rng, steps, difficulty) if in_words else _in_symbols(steps)
         if is_held_out(question) == (split == "eval"):
@@ -67,29 +71,30 @@ def is_held_out(question: str) -> bool:
     return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
-def held_out(seed: int, count_per_difficulty: int) -> list[batch.Problem]:
+def held_out(seed: int, count_per_difficulty: int, *, long: float = 1.0) -> list[batch.Problem]:
     """Distinct held-out problems, the same number of each difficulty."""
     chosen: dict[str, batch.Problem] = {}
     for level, difficulty in enumerate(DIFFICULTIES):
         index = 0
         while len(chosen) < (level + 1) * count_per_difficulty:
-            found = problem(seed, index, difficulty, "eval")
+            found = problem(seed, index, difficulty, "eval", long=long)
             chosen.setdefault(found.question, found)
             index += 1
     return list(chosen.values())
 
 
-def _draw_steps(rng: np.random.Generator, difficulty: str) -> tuple[author.Step, ...]:
+def _draw_steps(rng: np.random.Generator, difficulty: str, long: float) -> tuple[author.Step, ...]:
     """A computation whose every result is a whole number in 0..LARGEST."""
     while True:
-        steps = _chain(rng, difficulty)
+        steps = _chain(rng, difficulty, long)
         if all(0 <= value <= LARGEST for value in author.evaluate(steps)):
             return steps
 
 
-def _chain(rng: np.random.Generator, difficulty: str) -> tuple[author.Step, ...]:
+def _chain(rng: np.random.Generator, difficulty: str, long: float) -> tuple[author.Step, ...]:
     number = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
     sign = lambda: "+-"[int(rng.integers(2))]  # noqa: E731
+    is_long = lambda: bool(rng.random() >= 1 - long * LONG_SHARE[difficulty])  # noqa: E731
     previous = author.Result
     if difficulty == "easy":
         if rng.random() < 0.25:
@@ -100,11 +105,11 @@ def _chain(rng: np.random.Generator, difficulty: str) -> tuple[author.Step, ...]
             first = author.Step(number(2, 9), "*", number(2, 9))
         else:
             first = author.Step(number(5, 69), sign(), number(2, 49))
-        rest = [author.Step(previous(i), sign(), number(2, 39)) for i in range(1 if rng.random() < 0.6 else 2)]
+        rest = [author.Step(previous(i), sign(), number(2, 39)) for i in range(1 + is_long())]
         return (first, *rest)
     product = author.Step(number(2, 9), "*", number(2, 9))
     joined = author.Step(number(5, 69), sign(), previous(0))
-    if rng.random() < 0.5:
+    if not is_long():
         return (product, joined)
     return (product, joined, author.Step(previous(1), sign(), number(2, 29)))
 

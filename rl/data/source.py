@@ -36,13 +36,17 @@ Kind = Literal["arithmetic", "arithmetic_plain", "arithmetic_mixed", "gsm8k", "j
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """`train` and `eval` are files of the kinds that have any; `slip_share` is the share of traces with a slip."""
+    """`train` and `eval` are files of the kinds that have any.
+
+    Of the built-in problems, `slip_share` is the share of traces with a slip; `long` scales that of three-step ones.
+    """
 
     kind: Kind = "arithmetic"
     train: str = ""
     eval: str = ""
     held_out: int = 120
     slip_share: float = 0.55
+    long: float = 1.0
 
 
 @runtime_checkable
@@ -62,15 +66,17 @@ class Arithmetic:
     def __init__(self, config: DataConfig, seed: int) -> None:
         if not 0 <= config.slip_share <= 1:
             raise ValueError(f"slip_share {config.slip_share} is not a share")
+        if not 0 <= config.long <= 2:
+            raise ValueError(f"long {config.long} must lie in 0..2")
         self._config, self._seed = config, seed
 
     def problem(self, index: int, difficulty: str) -> batch.Problem:
-        return arithmetic.problem(3 * self._seed, index, difficulty)
+        return arithmetic.problem(3 * self._seed, index, difficulty, long=self._config.long)
 
     def demonstration(self, index: int) -> batch.Demonstration:
         """A trace with the author's slips in `slip_share` of cases."""
         seed = 3 * self._seed + 1
-        worked = arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3])
+        worked = arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3], long=self._config.long)
         rng = np.random.default_rng([seed, index, 99])
         slips = rng.random() < self._config.slip_share
         lines = author.slipped(worked.steps, rng) if slips else author.equations(worked.steps)
@@ -78,7 +84,8 @@ class Arithmetic:
 
     def held_out(self) -> list[batch.Problem]:
         """The same problems whatever the seed, so that runs can be compared."""
-        return arithmetic.held_out(0, self._config.held_out // len(arithmetic.DIFFICULTIES))
+        count = self._config.held_out // len(arithmetic.DIFFICULTIES)
+        return arithmetic.held_out(0, count, long=self._config.long)
 
 
 class PlainArithmetic(Arithmetic):
@@ -92,7 +99,8 @@ class PlainArithmetic(Arithmetic):
     def _drawn(self, index: int) -> tuple[arithmetic.Worked, float, np.random.Generator]:
         seed = 3 * self._seed + 2
         rng = np.random.default_rng([seed, index, 99])
-        return arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3]), rng.random(), rng
+        worked = arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3], long=self._config.long)
+        return worked, rng.random(), rng
 
 
 class MixedArithmetic(PlainArithmetic):
