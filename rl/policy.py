@@ -81,6 +81,6 @@ class Policy:
             host.tokens_BT, host.logp_BT, host.length_B, host.stopped_B, strict=True
         ):
             count = int(length) - int(stopped)
-            text, spans = self.tokenizer.decode(tokens_T[:count])
+            text, spans = self.tokenizer.decode(tokens_T[:count].tolist())
             found.append(batch.Completion(text, spans, tuple(map(float, logp_T[:count])), bool(stopped)))
         return found
