@@ -52,7 +52,7 @@ def evaluate(
         "num_samples": stage.samples,
         "temperature": stage.temperature,
         "accuracy": _mean(sampled, lambda row: row.right),
-        "accuracy_interval": interval(scores),
+        "accuracy_interval": list(interval(scores)),
         "accuracy_greedy": _mean(greedy, lambda row: row.right),
         "accuracy_strict": _mean(sampled, lambda row: row.right_strictly),
         "format_rate": _mean(sampled, lambda row: row.well_formed),
