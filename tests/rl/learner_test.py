@@ -84,6 +84,7 @@ def test_a_gradient_that_is_not_finite_makes_no_step():
     assert metrics["skipped"] == 1
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_the_formula():
     """One micro-batch against the loss written out with log_softmax over whole logits."""
     rows = experience()

@@ -16,6 +16,8 @@ TINY = config.GemmaConfig(
 )  # fmt: skip
 NUM_PROMPTS, GROUP, ROOM = 4, 3, 12
 
+pytestmark = pytest.mark.slow  # every engine is a compilation
+
 
 @functools.cache
 def policy(data, fsdp, tensor):
@@ -121,7 +123,6 @@ def test_samples_of_a_group_differ():
     assert sum(len({tuple(row) for row in group}) > 1 for group in rows) >= 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 1, 2)])
 def test_every_mesh_draws_the_same(shape):
     """Eight shards of four prompts also proves that padding rows are dropped."""

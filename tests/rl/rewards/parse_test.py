@@ -1,7 +1,5 @@
 """The reading of a completion: what is well formed, where its parts are, and that no text makes it slow."""
 
-import time
-
 import pytest
 
 from thinkfirst.rl import batch
@@ -155,10 +153,9 @@ def test_tokens_in_a_span(span, tokens):
         " ",
     ],
 )
-def test_time_is_linear(unit):
+@pytest.mark.timeout(60)  # a quadratic reading of 100,000 characters would not end in it
+def test_long_texts_are_read(unit):
     long_text = unit * (100_000 // len(unit))
-    begin = time.perf_counter()
     for text in (long_text, f"<reasoning>{long_text}</reasoning><answer>{long_text}</answer>"):
         parse.parse(completion(text))
         parse.lenient_answer(text)
-    assert time.perf_counter() - begin < 2
