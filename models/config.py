@@ -155,7 +155,7 @@ def read(folder: str | pathlib.Path) -> GemmaConfig:
         raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
     try:
         return from_hf(raw)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -212,7 +212,6 @@ def to_hf(config: GemmaConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "sliding_window": config.window,
         "layer_types": [names[kind] for kind in layers],
-        # An int where it is one: transformers 5 refuses to open 256.0.
         "query_pre_attn_scalar": config.query_scalar,
         "rope_theta": config.global_rope_base,
         "attn_logit_softcapping": config.attention_soft_cap or None,
