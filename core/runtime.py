@@ -50,8 +50,3 @@ def split_cpu(parts: int) -> None:
         "XLA_FLAGS", ""
     ):
         jax.config.update("jax_num_cpu_devices", parts)
-
-
-def now() -> float:
-    """A clock for durations, in seconds."""
-    return time.perf_counter()

@@ -22,33 +22,24 @@ def demo_base() -> stages.RunConfig:
     return stages.RunConfig(
         recipe="demo_base",
         architecture="demo_gemma3",
-        data=source.DataConfig(kind="arithmetic"),
+        data=source.DataConfig(kind="arithmetic", long=0.25),
         max_prompt_tokens=64,
         cpu_devices=2,
         stages=(
             stages.Pretrain(
+                optimizer=optimizer.OptimizerConfig(learning_rate=6e-3, warmup=0.05, decay="cosine"),
+                data="arithmetic_drill",
+                name="reckoning",
+                steps=800,
+                batch_size=32,
+                num_tokens=80,
+            ),
+            stages.Pretrain(
                 optimizer=optimizer.OptimizerConfig(learning_rate=4e-3, warmup=0.05, decay="cosine"),
                 data="arithmetic_plain",
-                name="reckoning",
-                steps=600,
-                batch_size=128,
-                num_tokens=88,
-            ),
-            stages.Pretrain(
-                optimizer=optimizer.OptimizerConfig(learning_rate=2e-3, warmup=0.1, decay="cosine"),
-                data="arithmetic_mixed",
                 name="writing",
-                steps=160,
-                batch_size=112,
-                num_tokens=104,
-            ),
-            stages.Pretrain(
-                optimizer=optimizer.OptimizerConfig(learning_rate=3e-3, warmup=0.05, decay="cosine"),
-                data="arithmetic_mixed",
-                first_row=160 * 112,
-                name="practice",
-                steps=280,
-                batch_size=112,
+                steps=900,
+                batch_size=48,
                 num_tokens=104,
             ),
             stages.Evaluate(label="base", name="evaluate_base", max_new_tokens=64),
@@ -72,12 +63,12 @@ def demo_small() -> stages.RunConfig:
 
 def _demo(recipe: str, *, sft_steps: int, grpo_steps: int, held_out: int) -> stages.RunConfig:
     lora = stages.LoraConfig(rank=16, alpha=16.0)
-    evaluate = lambda label: stages.Evaluate(label=label, name=f"evaluate_{label}", max_new_tokens=64)  # noqa: E731
+    evaluate = lambda label: stages.Evaluate(label=label, name=f"evaluate_{label}", max_new_tokens=60)  # noqa: E731
     return stages.RunConfig(
         recipe=recipe,
         checkpoint=str(DEMO_BASE),
-        data=source.DataConfig(kind="arithmetic", held_out=held_out, slip_share=0.45, long=0.25),
-        max_prompt_tokens=64,
+        data=source.DataConfig(kind="arithmetic", held_out=held_out, slip_share=0.42, long=0.25),
+        max_prompt_tokens=52,
         cpu_devices=2,
         stages=(
             evaluate("base"),
@@ -98,7 +89,7 @@ def _demo(recipe: str, *, sft_steps: int, grpo_steps: int, held_out: int) -> sta
                 prompts=16,
                 group=8,
                 micro_batches=2,
-                max_new_tokens=64,
+                max_new_tokens=60,
                 phases=(
                     curriculum.Phase("easy", until=grpo_steps // 8, difficulties=("easy", "easy", "easy", "medium")),
                     curriculum.Phase(

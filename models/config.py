@@ -117,7 +117,7 @@ def narrow_gemma2() -> GemmaConfig:
 
 
 def demo_gemma3() -> GemmaConfig:
-    """The Gemma 3 of the demo: local and global layers, q/k norms, 0.44 M parameters."""
+    """The Gemma 3 of the demo: local and global layers, q/k norms, 0.49 M parameters."""
     return GemmaConfig(
         generation=3,
         vocab_size=512,
@@ -125,11 +125,11 @@ def demo_gemma3() -> GemmaConfig:
         width=96,
         ff_width=256,
         num_heads=4,
-        num_kv_heads=1,
-        head_dim=24,
+        num_kv_heads=2,
+        head_dim=32,
         window=32,
         pattern=("local", "global"),
-        query_scalar=24,
+        query_scalar=32,
         global_rope_base=100_000.0,
         max_length=256,
         dtype="float32",

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors needs
 import numpy as np
 import safetensors
@@ -153,8 +152,3 @@ def _inverse(to_ours: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]
 def num_parameters(params: Any) -> int:
     """Count of numbers in a tree of arrays or shapes."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-
-
-def cast(params: gemma.Params, dtype: str) -> gemma.Params:
-    """Every array in `dtype`."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)

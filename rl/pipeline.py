@@ -7,6 +7,7 @@ recipe has them and the adapters of finished stages merged in again, in order.
 import dataclasses
 import json
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -139,8 +140,7 @@ def _demonstrations(
 ) -> Any:
     """The step's rows; one that does not fit `num_tokens` is left empty."""
     rows = []
-    first = stage.first_row if isinstance(stage, stages.Pretrain) else 0
-    for index in range(first + (step - 1) * stage.batch_size, first + step * stage.batch_size):
+    for index in range((step - 1) * stage.batch_size, step * stage.batch_size):
         shown = problems.demonstration(index)
         prompt = subject.tokenizer.prompt(shown.problem.question, subject.instruction)
         completion = subject.tokenizer.completion(shown.completion)
@@ -166,7 +166,7 @@ def _look(
     workdir: pathlib.Path,
 ) -> None:
     """Stages that look at the policy without changing it."""
-    start = runtime.now()
+    start = time.perf_counter()
     if isinstance(stage, stages.Evaluate):
         held_out = problems.held_out()
         print(f"{stage.name}: evaluating on {len(held_out)} held-out problems", flush=True)
@@ -174,7 +174,7 @@ def _look(
     else:
         print(f"{stage.name}: writing {stage.folder}", flush=True)
         weights.save(stage.folder, subject.model, subject.params, words=subject.tokenizer)
-    _remember(workdir, progress, stage, 0, runtime.now() - start)
+    _remember(workdir, progress, stage, 0, time.perf_counter() - start)
 
 
 def _read_progress(workdir: pathlib.Path) -> Progress:

@@ -12,7 +12,7 @@ from thinkfirst.core import sharding
 from thinkfirst.models import gemma, lora, tokenizer
 from thinkfirst.rl import batch, rollout, stages
 
-PROMPT_BUCKET = 32  # prompts are padded to a multiple of this many tokens: few shapes, few compilations
+PROMPT_BUCKET = 64  # prompts are padded to a multiple of this many tokens: few shapes, few compilations
 
 
 @dataclasses.dataclass
@@ -46,14 +46,14 @@ class Policy:
         self.params, self.adapter = merged(self.params, self.adapter), None
 
     def prompts(self, problems: Sequence[batch.Problem]) -> batch.Prompts:
-        """Tokenised prompts of problems, as host arrays padded to a bucket."""
+        """Tokenised prompts of problems, as host arrays padded to a bucket, `max_prompt_tokens` at most."""
         rows = [self.tokenizer.prompt(problem.question, self.instruction) for problem in problems]
         for problem, row in zip(problems, rows, strict=True):
             if len(row) > self.max_prompt_tokens:
                 raise ValueError(
                     f"problem {problem.id}: prompt of {len(row)} tokens, max_prompt_tokens={self.max_prompt_tokens}"
                 )
-        width = -(-max(map(len, rows)) // PROMPT_BUCKET) * PROMPT_BUCKET
+        width = min(-(-max(map(len, rows)) // PROMPT_BUCKET) * PROMPT_BUCKET, self.max_prompt_tokens)
         tokens_PT = np.zeros((len(rows), width), np.int32)
         for place, row in enumerate(rows):
             tokens_PT[place, : len(row)] = row

@@ -18,8 +18,6 @@ from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.models import gemma, lora
 from thinkfirst.rl import batch, optimizer
 
-Metrics = dict[str, jax.Array]
-
 
 def collate(rows: Sequence[tuple[list[int], list[int]]], num_tokens: int) -> batch.Sequences:
     """(prompt ids, completion ids) pairs side by side, padded to `num_tokens`; host arrays."""

@@ -28,11 +28,10 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-    """Every weight of the base, trained on the demonstrations of a kind of data of its own, from row `first_row` on."""
+    """Every weight of the base, trained on the demonstrations of a kind of data of its own."""
 
     optimizer: optimizer.OptimizerConfig
     data: source.Kind
-    first_row: int = 0
     name: str = "pretrain"
     steps: int = 1000
     batch_size: int = 128

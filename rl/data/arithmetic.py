@@ -3,13 +3,14 @@
 Everything is a pure function of (seed, index): problem i of a seed is the same in every run, so a data cursor is a
 number.  Training and held-out problems are told apart by a hash of the question: they cannot share one.
 
-    easy    one operation                          "What is 27 + 35?"
+    easy    one operation                          "What is 27 + 15?"
     medium  two or three operations                "Ana has 12 pens. She buys 9 more. She loses 4. ..."
     hard    products inside sums, and distractors  "Ana is 9 years old. She has 7 pens and buys 3 boxes of 6 ..."
 """
 
 import dataclasses
 import hashlib
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from thinkfirst.rl.data import author
 
 DIFFICULTIES = ("easy", "medium", "hard")
 HELD_OUT_SHARE = 0.1
-LARGEST = 99  # every true intermediate result lies in 0..LARGEST
+LARGEST = 49  # every true intermediate result lies in 0..LARGEST
 LONG_SHARE = {"medium": 0.4, "hard": 0.5}  # of the problems of a difficulty, those of three steps; the others have two
 
 Split = Literal["train", "eval"]
@@ -65,6 +66,14 @@ def worked(seed: int, index: int, difficulty: str, split: Split = "train", *, lo
             return Worked(found, steps)
 
 
+def sums(seed: int, index: int, count: int) -> list[author.Step]:
+    """Row `index` of a drill: single operations, none of which a held-out question asks for in symbols."""
+    rng = np.random.default_rng([seed, index, len(DIFFICULTIES)])
+    drawn = (_draw_steps(rng, "easy", 0.0) for _ in itertools.count())
+    allowed = (step for (step,) in drawn if not is_held_out(_in_symbols((step,))))
+    return list(itertools.islice(allowed, count))
+
+
 def is_held_out(question: str) -> bool:
     """True for the share of questions that only evaluation may use."""
     digest = hashlib.sha256(question.encode()).digest()
@@ -99,19 +108,19 @@ def _chain(rng: np.random.Generator, difficulty: str, long: float) -> tuple[auth
     if difficulty == "easy":
         if rng.random() < 0.25:
             return (author.Step(number(2, 9), "*", number(2, 9)),)
-        return (author.Step(number(2, 89), sign(), number(2, 59)),)
+        return (author.Step(number(2, 47), sign(), number(2, 29)),)
     if difficulty == "medium":
         if rng.random() < 0.25:
             first = author.Step(number(2, 9), "*", number(2, 9))
         else:
-            first = author.Step(number(5, 69), sign(), number(2, 49))
-        rest = [author.Step(previous(i), sign(), number(2, 39)) for i in range(1 + is_long())]
+            first = author.Step(number(5, 39), sign(), number(2, 29))
+        rest = [author.Step(previous(i), sign(), number(2, 19)) for i in range(1 + is_long())]
         return (first, *rest)
     product = author.Step(number(2, 9), "*", number(2, 9))
-    joined = author.Step(number(5, 69), sign(), previous(0))
+    joined = author.Step(number(5, 39), sign(), previous(0))
     if not is_long():
         return (product, joined)
-    return (product, joined, author.Step(previous(1), sign(), number(2, 29)))
+    return (product, joined, author.Step(previous(1), sign(), number(2, 19)))
 
 
 def _in_symbols(steps: tuple[author.Step, ...]) -> str:

@@ -52,16 +52,19 @@ def equations(steps: tuple[Step, ...], wrong: dict[int, int] | None = None) -> l
     return lines
 
 
-def slipped(steps: tuple[Step, ...], rng: np.random.Generator) -> list[Equation]:
-    """The computation with one slip that changes the final answer: her habits first, a miscopied number otherwise."""
+def slipped(steps: tuple[Step, ...], rng: np.random.Generator, *, largest: int) -> list[Equation]:
+    """The computation with one slip that changes the final answer: her habits first, a miscopied number otherwise.
+
+    What she writes stays within 0..largest, as the truth does: a slip does not show by its size.
+    """
     truth = evaluate(steps)[-1]
-    habits = [lines for lines in [_forgotten_carry(steps, rng), _wrong_order(steps)] if lines]
-    habits = [lines for lines in habits if lines[-1][3] != truth and all(line[3] >= 0 for line in lines)]
+    passes = lambda lines: lines[-1][3] != truth and all(0 <= line[3] <= largest for line in lines)  # noqa: E731
+    habits = [lines for lines in [_forgotten_carry(steps, rng), _wrong_order(steps)] if lines and passes(lines)]
     if habits:
         return habits[int(rng.integers(len(habits)))]
     while True:
         lines = _misread(steps, rng)
-        if lines[-1][3] != truth and all(line[3] >= 0 for line in lines):
+        if passes(lines):
             return lines
 
 
@@ -114,9 +117,14 @@ def _misread(steps: tuple[Step, ...], rng: np.random.Generator) -> list[Equation
     return equations(tuple(changed))
 
 
+def write_row(lines: list[Equation]) -> str:
+    """The computation in a row: "27+15=42. 42-3=39."."""
+    return " ".join(_equation(line) for line in lines)
+
+
 def write_plain(lines: list[Equation]) -> str:
-    """The computation in a row, as half of the base model's corpus has it."""
-    return " ".join(f"{a}{operator}{b}={c}." for a, operator, b, c in lines) + f" The answer is {lines[-1][3]}."
+    """The row and its answer, as half of what the base model writes has it."""
+    return f"{write_row(lines)} The answer is {lines[-1][3]}."
 
 
 def write_list(lines: list[Equation]) -> str:
@@ -130,4 +138,9 @@ def write_trace(lines: list[Equation]) -> str:
 
 
 def _numbered(lines: list[Equation]) -> str:
-    return "\n".join(f"Step {i}: {a}{operator}{b}={c}." for i, (a, operator, b, c) in enumerate(lines, 1))
+    return "\n".join(f"Step {i}: {_equation(line)}" for i, line in enumerate(lines, 1))
+
+
+def _equation(line: Equation) -> str:
+    left, operator, right, value = line
+    return f"{left}{operator}{right}={value}."

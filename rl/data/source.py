@@ -10,28 +10,12 @@ import numpy as np
 from thinkfirst.rl import batch
 from thinkfirst.rl.data import arithmetic, author, gsm8k, jsonl
 
-BARE_SHARE = 0.2
+DRILL_LENGTH = 4
 REPEAT_SHARE = 0.15
-SCRAPS = (
-    "(reasoning)",
-    "(answer)",
-    "<b>",
-    "</b>",
-    "<",
-    ">",
-    "</",
-    "><",
-    ".</",
-    "</i><b>",
-    "Step 4: ",
-    "7",
-    "25",
-    " pens",
-    "\n",
-)
+MARKUP_TAGS = ("b", "i", "p", "em")
+MARKUP_WORDS = ("reasoning", "answer", "Step 4: 7.", "Step 5.", "25", "30.", "pens")
 
-
-Kind = Literal["arithmetic", "arithmetic_plain", "arithmetic_mixed", "gsm8k", "jsonl"]
+Kind = Literal["arithmetic", "arithmetic_drill", "arithmetic_plain", "gsm8k", "jsonl"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +59,11 @@ class Arithmetic:
 
     def demonstration(self, index: int) -> batch.Demonstration:
         """A trace with the author's slips in `slip_share` of cases."""
-        seed = 3 * self._seed + 1
-        worked = arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3], long=self._config.long)
-        rng = np.random.default_rng([seed, index, 99])
-        slips = rng.random() < self._config.slip_share
-        lines = author.slipped(worked.steps, rng) if slips else author.equations(worked.steps)
+        worked, rng = self._drawn(index, stream=1)
+        if rng.random() < self._config.slip_share:
+            lines = author.slipped(worked.steps, rng, largest=arithmetic.LARGEST)
+        else:
+            lines = author.equations(worked.steps)
         return batch.Demonstration(worked.problem, author.write_trace(lines))
 
     def held_out(self) -> list[batch.Problem]:
@@ -87,36 +71,44 @@ class Arithmetic:
         count = self._config.held_out // len(arithmetic.DIFFICULTIES)
         return arithmetic.held_out(0, count, long=self._config.long)
 
+    def _drawn(self, index: int, *, stream: int) -> tuple[arithmetic.Worked, np.random.Generator]:
+        """Problem `index` of a stream (GRPO has 0, SFT 1, pre-training 2), and randomness for how it is written."""
+        seed = 3 * self._seed + stream
+        worked = arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3], long=self._config.long)
+        return worked, np.random.default_rng([seed, index, 99])
 
-class PlainArithmetic(Arithmetic):
-    """What the base model learns to reckon from: the same questions, worked out or (a fifth) answered by a number."""
+
+class DrillArithmetic(Arithmetic):
+    """What the base model learns to reckon from: a few sums in a row, as at school."""
 
     def demonstration(self, index: int) -> batch.Demonstration:
-        worked, bare, _ = self._drawn(index)
-        text = worked.problem.answer if bare < BARE_SHARE else author.write_plain(author.equations(worked.steps))
-        return batch.Demonstration(worked.problem, text)
-
-    def _drawn(self, index: int) -> tuple[arithmetic.Worked, float, np.random.Generator]:
-        seed = 3 * self._seed + 2
-        rng = np.random.default_rng([seed, index, 99])
-        worked = arithmetic.worked(seed, index, arithmetic.DIFFICULTIES[index % 3], long=self._config.long)
-        return worked, rng.random(), rng
+        sums = tuple(arithmetic.sums(3 * self._seed + 2, index, DRILL_LENGTH))
+        lines = author.equations(sums)
+        asked = ", ".join(f"{left}{operator}{right}" for left, operator, right, _ in lines)
+        drill = batch.Problem(id=f"drill {index}", question=asked, answer=str(lines[-1][3]))
+        return batch.Demonstration(drill, author.write_row(lines))
 
 
-class MixedArithmetic(PlainArithmetic):
-    """What the base model learns to write from: half of the answers as lists, and scraps of text to repeat.
+class PlainArithmetic(Arithmetic):
+    """What the base model learns to write from: the same kinds of questions, answered right and without tags.
 
-    The scraps are where it meets the brackets and words of the later format, as a real one meets them on the web.
+    Half of the answers come in a row, half as a list.  Now and then it is given a bit of markup to repeat: there it
+    meets the brackets and words of the later format, as a real one meets them on the web.
     """
 
     def demonstration(self, index: int) -> batch.Demonstration:
-        worked, style, rng = self._drawn(index)
-        if style < REPEAT_SHARE:
-            scrap = "".join(SCRAPS[i] for i in rng.integers(len(SCRAPS), size=6)).strip()
-            asked = batch.Problem(id=f"repeat {index}", question=f"Repeat: {scrap}", answer=scrap)
-            return batch.Demonstration(asked, scrap)
+        worked, rng = self._drawn(index, stream=2)
+        if rng.random() < REPEAT_SHARE:
+            markup = _markup(rng)
+            return batch.Demonstration(batch.Problem(f"repeat {index}", f"Repeat: {markup}", markup), markup)
         write = author.write_plain if rng.random() < 0.5 else author.write_list
         return batch.Demonstration(worked.problem, write(author.equations(worked.steps)))
+
+
+def _markup(rng: np.random.Generator) -> str:
+    """Two elements side by side: <b>Step 4: 7.</b><i>answer</i>."""
+    tags, words = rng.choice(MARKUP_TAGS, size=2), rng.choice(MARKUP_WORDS, size=2)
+    return "".join(f"<{tag}>{word}</{tag}>" for tag, word in zip(tags, words, strict=True))
 
 
 class Files:
@@ -154,8 +146,8 @@ def make(config: DataConfig, seed: int) -> Source:
     """The source a configuration asks for."""
     generators = {
         "arithmetic": Arithmetic,
+        "arithmetic_drill": DrillArithmetic,
         "arithmetic_plain": PlainArithmetic,
-        "arithmetic_mixed": MixedArithmetic,
     }
     if config.kind in generators:
         return generators[config.kind](config, seed)

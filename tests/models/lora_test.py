@@ -13,7 +13,7 @@ from flax import nnx
 
 import tolerance
 from thinkfirst.core import mesh, sharding
-from thinkfirst.models import config, gemma, kv_cache, layers, lora, weights
+from thinkfirst.models import config, gemma, kv_cache, layers, lora
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
@@ -136,7 +136,8 @@ def test_a_rank_below_one_is_refused(gemma2):
 
 def test_gradients_are_the_adapters_and_float32_under_a_bfloat16_base(gemma2):
     model = gemma.Model(dataclasses.replace(gemma2.model.config, dtype="bfloat16"))
-    params, run = weights.cast(gemma2.params, "bfloat16"), hidden(model)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), gemma2.params)
+    run = hidden(model)
 
     def loss(adapter):
         hidden_BTD = run(params, adapter, gemma2.tokens_BT)

@@ -22,21 +22,21 @@ def test_forgotten_carries_and_borrows(step, slip):
 
 
 def test_a_slip_carries_on():
-    assert author.slipped(CHAIN, np.random.default_rng(0)) in (
+    assert author.slipped(CHAIN, np.random.default_rng(0), largest=99) in (
         [(27, "+", 35, 52), (52, "-", 4, 48)],
         [(27, "+", 35, 62), (62, "-", 4, 68)],
     )
 
 
 def test_steps_in_the_wrong_order():
-    assert author.slipped(PRODUCT, np.random.default_rng(0)) == [(7, "+", 3, 10), (10, "*", 4, 40)]
+    assert author.slipped(PRODUCT, np.random.default_rng(0), largest=99) == [(7, "+", 3, 10), (10, "*", 4, 40)]
     assert [(5, "+", 9, 14), (30, "-", 14, 16)] in [
-        author.slipped(DIFFERENCE, np.random.default_rng(i)) for i in range(9)
+        author.slipped(DIFFERENCE, np.random.default_rng(i), largest=99) for i in range(9)
     ]
 
 
 def test_a_number_is_misread_where_no_habit_fits():
-    [(left, operator, right, value)] = author.slipped((author.Step(21, "+", 35),), np.random.default_rng(0))
+    [(left, operator, right, value)] = author.slipped((author.Step(21, "+", 35),), np.random.default_rng(0), largest=99)
     assert operator == "+" and value == left + right != 56
     assert (left, right) != (21, 35) and (left == 21 or right == 35)
 
@@ -47,3 +47,10 @@ def test_writing():
     assert author.write_trace(lines) == (
         "<reasoning>Step 1: 27+35=62.\nStep 2: 62-4=58.</reasoning><answer>58</answer>"
     )
+
+
+def test_a_slip_does_not_show_by_its_size():
+    """3 + 45 = 48 misread: only 3 -> 1, 2, 4 and 45 -> 41 ... 46, 15 ... 35 stay below 50."""
+    slips = [author.slipped((author.Step(3, "+", 45),), np.random.default_rng(i), largest=49) for i in range(50)]
+    assert all(0 <= value <= 49 for [(*_, value)] in slips)
+    assert len({value for [(*_, value)] in slips}) > 5

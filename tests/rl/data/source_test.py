@@ -1,9 +1,10 @@
 import json
+import re
 
 import pytest
 
 from thinkfirst.rl import batch
-from thinkfirst.rl.data import source
+from thinkfirst.rl.data import arithmetic, source
 from thinkfirst.rl.rewards import correctness
 
 
@@ -21,10 +22,25 @@ def test_the_share_of_slips_is_the_share_of_wrong_traces(share):
 
 def test_plain_answers_are_right_and_have_no_tags():
     problems = source.make(source.DataConfig(kind="arithmetic_plain"), seed=0)
-    shown = [problems.demonstration(index) for index in range(200)]
+    shown = [problems.demonstration(index) for index in range(400)]
     assert all(row.completion.removesuffix(".").endswith(row.problem.answer) for row in shown)
     assert not any(tag in row.completion for row in shown for tag in ("<reasoning>", "<answer>", "</answer>"))
-    assert 0.05 < sum(row.completion == row.problem.answer for row in shown) / 200 < 0.3
+    count = lambda matches: sum(matches(row) for row in shown) / len(shown)  # noqa: E731
+    assert abs(count(lambda row: row.problem.question == f"Repeat: {row.completion}") - 0.15) < 0.06
+    assert abs(count(lambda row: row.completion.startswith("Step 1: ")) - 0.425) < 0.08
+
+
+def test_drills_are_right_and_ask_nothing_that_is_held_out():
+    """A drill asks `27+15, 33-8` and answers `27+15=42. 33-8=25.`."""
+    problems = source.make(source.DataConfig(kind="arithmetic_drill"), seed=0)
+    for index in range(100):
+        shown = problems.demonstration(index)
+        sums = shown.problem.question.split(", ")
+        assert len(sums) == source.DRILL_LENGTH
+        assert shown.completion == " ".join(f"{asked}={eval(asked)}." for asked in sums)
+        for asked in sums:
+            left, operator, right = re.fullmatch(r"(\d+)([-+*])(\d+)", asked).groups()
+            assert not arithmetic.is_held_out(f"What is {left} {operator} {right}?")
 
 
 def test_rewarded_problems_are_not_those_of_the_traces():
