@@ -53,12 +53,12 @@ def demo() -> stages.RunConfig:
 
     No phase is of one difficulty alone: ten steps of easy problems alone made it forget to go on after step 1.
     """
-    return _demo("demo", sft_steps=180, grpo_steps=80, held_out=120)
+    return _demo("demo", sft_steps=500, grpo_steps=140, held_out=120)
 
 
 def demo_small() -> stages.RunConfig:
     """make demo-small.  The same stages, cut short: what continuous integration runs."""
-    return _demo("demo_small", sft_steps=60, grpo_steps=6, held_out=30)
+    return _demo("demo_small", sft_steps=120, grpo_steps=6, held_out=30)
 
 
 def _demo(recipe: str, *, sft_steps: int, grpo_steps: int, held_out: int) -> stages.RunConfig:
@@ -67,35 +67,35 @@ def _demo(recipe: str, *, sft_steps: int, grpo_steps: int, held_out: int) -> sta
     return stages.RunConfig(
         recipe=recipe,
         checkpoint=str(DEMO_BASE),
-        data=source.DataConfig(kind="arithmetic", held_out=held_out, slip_share=0.42, long=0.25),
+        data=source.DataConfig(kind="arithmetic", held_out=held_out, slip_share=0.5, long=0.25),
         max_prompt_tokens=52,
         cpu_devices=2,
         stages=(
             evaluate("base"),
             stages.Sft(
-                optimizer=optimizer.OptimizerConfig(learning_rate=1e-2, decay="cosine"),
+                optimizer=optimizer.OptimizerConfig(learning_rate=8e-3, decay="cosine"),
                 lora=lora,
                 steps=sft_steps,
-                batch_size=32,
+                batch_size=16,
                 num_tokens=112,
-                save_every=30,
+                save_every=50,
             ),
             evaluate("sft"),
             stages.Merge(),
             stages.Grpo(
-                optimizer=optimizer.OptimizerConfig(learning_rate=5e-3, decay="cosine"),
+                optimizer=optimizer.OptimizerConfig(learning_rate=4e-3, decay="cosine"),
                 lora=lora,
                 steps=grpo_steps,
                 prompts=16,
                 group=8,
-                micro_batches=2,
+                micro_batches=8,
                 max_new_tokens=60,
                 phases=(
                     curriculum.Phase("easy", until=grpo_steps // 8, difficulties=("easy", "easy", "easy", "medium")),
                     curriculum.Phase(
                         "medium", until=grpo_steps // 2, difficulties=("medium", "medium", "easy", "hard")
                     ),
-                    curriculum.Phase("mixed", until=0, difficulties=("easy", "medium", "hard", "hard")),
+                    curriculum.Phase("mixed", until=0, difficulties=("easy", "medium", "medium", "hard")),
                 ),
                 rewards=show_work_rewards(over=grpo_steps),
                 loss=learner.LossConfig(beta=0.03),

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 AnyArray = jax.Array | np.ndarray  # on a device or still on the host
+AnyScalar = jax.Array | np.number  # likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +67,20 @@ class Sampling:
     temperature 0 is greedy (log-probs are then those of temperature 1); top_k 0 and top_p 1 keep the whole vocabulary.
     """
 
-    temperature: Float[Array, ""]
-    top_k: Int[Array, ""]
-    top_p: Float[Array, ""]
-    max_new_tokens: Int[Array, ""]
+    temperature: Float[AnyScalar, ""]
+    top_k: Int[AnyScalar, ""]
+    top_p: Float[AnyScalar, ""]
+    max_new_tokens: Int[AnyScalar, ""]
 
     @classmethod
     def of(cls, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, max_new_tokens: int) -> "Sampling":
         if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
             raise ValueError(f"bad sampler setting: {temperature=} {top_k=} {top_p=} {max_new_tokens=}")
         return cls(
-            temperature=jnp.float32(temperature),
-            top_k=jnp.int32(top_k),
-            top_p=jnp.float32(top_p),
-            max_new_tokens=jnp.int32(max_new_tokens),
+            temperature=np.float32(temperature),
+            top_k=np.int32(top_k),
+            top_p=np.float32(top_p),
+            max_new_tokens=np.int32(max_new_tokens),
         )
 
 
@@ -115,13 +116,13 @@ class Experience:
     `tokens_BT`.
     """
 
-    tokens_BT: Int[Array, "B T"]
-    prompt_length_B: Int[Array, "B"]
-    completion_BT: Int[Array, "B T"]
-    completion_length_B: Int[Array, "B"]
-    old_logp_BT: Float[Array, "B T"]
-    floor_BT: Float[Array, "B T"]
-    advantage_B: Float[Array, "B"]
+    tokens_BT: Int[AnyArray, "B T"]
+    prompt_length_B: Int[AnyArray, "B"]
+    completion_BT: Int[AnyArray, "B T"]
+    completion_length_B: Int[AnyArray, "B"]
+    old_logp_BT: Float[AnyArray, "B T"]
+    floor_BT: Float[AnyArray, "B T"]
+    advantage_B: Float[AnyArray, "B"]
 
 
 def length_mask(length_B: Int[AnyArray, "B"], num_tokens: int) -> Bool[Array, "B T"]:
@@ -130,26 +131,26 @@ def length_mask(length_B: Int[AnyArray, "B"], num_tokens: int) -> Bool[Array, "B
 
 
 def join(
-    prompt_BT: Int[AnyArray, "B T"],
-    prompt_length_B: Int[AnyArray, "B"],
-    completion: Int[AnyArray, "B _"],
-    completion_length_B: Int[AnyArray, "B"],
-) -> Int[Array, "B _"]:
+    prompt_BT: Int[np.ndarray, "B T"],
+    prompt_length_B: Int[np.ndarray, "B"],
+    completion: Int[np.ndarray, "B _"],
+    completion_length_B: Int[np.ndarray, "B"],
+) -> Int[np.ndarray, "B _"]:
     """Prompt and completion of each row without a gap between them, zeros after, as wide as both together."""
     width = prompt_BT.shape[1] + completion.shape[1]
-    column_T = jnp.arange(width)[None, :]
-    from_prompt = jnp.take_along_axis(prompt_BT, jnp.minimum(column_T, prompt_BT.shape[1] - 1), axis=1)
-    offset_BT = jnp.clip(column_T - prompt_length_B[:, None], 0, completion.shape[1] - 1)
-    from_completion = jnp.take_along_axis(completion, offset_BT, axis=1)
-    joined_BT = jnp.where(column_T < prompt_length_B[:, None], from_prompt, from_completion)
-    return jnp.where(column_T < (prompt_length_B + completion_length_B)[:, None], joined_BT, 0)
+    column_T = np.arange(width)[None, :]
+    from_prompt = np.take_along_axis(prompt_BT, np.minimum(column_T, prompt_BT.shape[1] - 1), axis=1)
+    offset_BT = np.clip(column_T - prompt_length_B[:, None], 0, completion.shape[1] - 1)
+    from_completion = np.take_along_axis(completion, offset_BT, axis=1)
+    joined_BT = np.where(column_T < prompt_length_B[:, None], from_prompt, from_completion)
+    return np.where(column_T < (prompt_length_B + completion_length_B)[:, None], joined_BT, 0)
 
 
-def experience(prompts: Prompts, rollout: Rollout, advantage_B: Float[AnyArray, "B"]) -> Experience:
-    """The learner's view of a rollout; prompts are repeated for the G samples of each group."""
+def experience(prompts: Prompts, rollout: Rollout, advantage_B: Float[np.ndarray, "B"]) -> Experience:
+    """The learner's view of a rollout, all on the host; prompts are repeated for the G samples of each group."""
     group = rollout.tokens_BT.shape[0] // prompts.tokens_PT.shape[0]
-    prompt_BT = jnp.repeat(prompts.tokens_PT, group, axis=0)
-    prompt_length_B = jnp.repeat(prompts.length_P, group)
+    prompt_BT = np.repeat(prompts.tokens_PT, group, axis=0)
+    prompt_length_B = np.repeat(prompts.length_P, group)
     return Experience(
         tokens_BT=join(prompt_BT, prompt_length_B, rollout.tokens_BT, rollout.length_B),
         prompt_length_B=prompt_length_B,
@@ -157,5 +158,5 @@ def experience(prompts: Prompts, rollout: Rollout, advantage_B: Float[AnyArray, 
         completion_length_B=rollout.length_B,
         old_logp_BT=rollout.logp_BT,
         floor_BT=rollout.floor_BT,
-        advantage_B=jnp.asarray(advantage_B),
+        advantage_B=np.asarray(advantage_B, np.float32),
     )

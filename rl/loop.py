@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from thinkfirst.core import checkpoint, metrics, runtime
 from thinkfirst.rl import stages
 
@@ -69,7 +71,8 @@ def run(
     try:
         for step in range(done + 1, stage.steps + 1):
             start = time.perf_counter()
-            state, row, completions = step_fn(state, step)
+            with jax.transfer_guard("disallow"):  # what moves between host and device says so
+                state, row, completions = step_fn(state, step)
             elapsed = time.perf_counter() - start
             seconds += elapsed
             num_tokens += row["tokens_of_step"]

@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -29,6 +31,11 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     else:
         fall = optax.constant_schedule(config.learning_rate)
     return optax.join_schedules([rise, fall], [warmup])
+
+
+def rates(config: OptimizerConfig, steps: int) -> np.ndarray:
+    """The schedule's values on the host, for the log."""
+    return np.asarray(jax.vmap(schedule(config, steps))(jnp.arange(steps)))
 
 
 def apply(transform: optax.GradientTransformation, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:

@@ -114,7 +114,7 @@ def _training(
     if isinstance(stage, stages.Grpo):
         return trainer.make_grpo_step(subject, stage, problems, root)
     transform = optimizer.make(stage.optimizer, stage.steps)
-    rate = optimizer.schedule(stage.optimizer, stage.steps)
+    rates = optimizer.rates(stage.optimizer, stage.steps)
     if isinstance(stage, stages.Sft):
         update = sft.make_step(subject.model, transform)
         trained: Any = subject.fresh_adapter(stage.lora, root)
@@ -129,7 +129,7 @@ def _training(
         row = {name: float(value) for name, value in jax.device_get(learned).items()}
         dropped = float((np.asarray(rows.length_B) == 0).mean())
         tokens = int(np.asarray(rows.length_B).sum())
-        row |= {"learning_rate": float(rate(step - 1)), "dropped_rows": dropped, "tokens_of_step": tokens}
+        row |= {"learning_rate": float(rates[step - 1]), "dropped_rows": dropped, "tokens_of_step": tokens}
         return tuple(state), row, []
 
     return step_fn, (trained, trainer.init_optimizer(transform, trained, subject))

@@ -26,10 +26,11 @@ def make_grpo_step(
     update = learner.make_step(
         subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=stage.remat
     )
-    rate = optimizer.schedule(stage.optimizer, stage.steps)
+    rates = optimizer.rates(stage.optimizer, stage.steps)
     sampling = batch.Sampling.of(
         temperature=stage.temperature, top_k=stage.top_k, top_p=stage.top_p, max_new_tokens=stage.max_new_tokens
     )
+    temperature = jax.device_put(sampling.temperature, sharding.replicated(subject.mesh))
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
         subject.adapter, opt_state = state
@@ -39,7 +40,7 @@ def make_grpo_step(
         asked = draw(problems, stage, phase, step)
         prompts = subject.prompts(asked)
         with clock.phase("rollout"):
-            key = jax.random.fold_in(root, step)
+            key = jax.random.fold_in(root, jax.device_put(np.uint32(step)))
             rollout = subject.sample(prompts, sampling, key, group=stage.group, room=stage.max_new_tokens)
             completions = subject.completions(rollout)
         with clock.phase("reward"):
@@ -51,12 +52,12 @@ def make_grpo_step(
             experience = trimmed(batch.experience(prompts, jax.device_get(rollout), advantage_PG.reshape(-1)))
             experience = jax.device_put(experience, sharding.rows(subject.mesh))
             subject.adapter, opt_state, learned = update(
-                subject.adapter, opt_state, subject.params, experience, sampling.temperature
+                subject.adapter, opt_state, subject.params, experience, temperature
             )
             learned = {name: float(value) for name, value in jax.device_get(learned).items()}
         row = {
             "phase": phase.name,
-            "learning_rate": float(rate(step - 1)),
+            "learning_rate": float(rates[step - 1]),
             **reward_metrics(graded, reward_PG, weights),
             **length_metrics(completions, stage.max_new_tokens),
             **learned,

@@ -36,7 +36,7 @@ py_library(
         "tests/conftest.py",
         "tests/tolerance.py",
     ],
-    data = ["pyproject.toml"],
+    data = {data},
 )
 """
 
@@ -88,7 +88,8 @@ def render(modules: tuple[source.Module, ...], tests: tuple[source.Module, ...])
         below.append(f":{layer}")
     for program in filter(is_program, modules):
         targets.append(rule("py_binary", program.name.rpartition(".")[2], srcs=[program.path], deps=[":launch"]))
-    targets.append(TESTS_HEADER)
+    shared = ["pyproject.toml", *source.data("tests/golden")]
+    targets.append(TESTS_HEADER.format(data=listed(shared, indent=" " * 4)))
     paths = [test.path for test in tests if test.path.endswith("_test.py")]
     for folder in sorted({path.split("/")[1] for path in paths} - {"house"}):
         layer = folder if folder in source.LAYERS else source.LAYERS[-1]

@@ -16,19 +16,19 @@ def test_masks_come_from_lengths():
 
 def test_join_leaves_no_gap():
     joined = batch.join(
-        jnp.array([[5, 6, 0], [7, 8, 9]]), jnp.array([2, 3]), jnp.array([[1, 2], [3, 4]]), jnp.array([2, 1])
+        np.array([[5, 6, 0], [7, 8, 9]]), np.array([2, 3]), np.array([[1, 2], [3, 4]]), np.array([2, 1])
     )
     assert joined.tolist() == [[5, 6, 1, 2, 0], [7, 8, 9, 3, 0]]
 
 
 def test_experience_repeats_prompts_for_their_group():
-    prompts = batch.Prompts(jnp.array([[5, 6], [7, 0]]), jnp.array([2, 1]), jnp.array([1, 2], jnp.uint32))
+    prompts = batch.Prompts(np.array([[5, 6], [7, 0]]), np.array([2, 1]), np.array([1, 2], np.uint32))
     rollout = batch.Rollout(
-        tokens_BT=jnp.array([[1], [2], [3], [4]]),
-        logp_BT=jnp.zeros((4, 1)),
-        floor_BT=jnp.zeros((4, 1)),
-        length_B=jnp.ones(4, int),
-        stopped_B=jnp.ones(4, bool),
+        tokens_BT=np.array([[1], [2], [3], [4]]),
+        logp_BT=np.zeros((4, 1), np.float32),
+        floor_BT=np.zeros((4, 1), np.float32),
+        length_B=np.ones(4, int),
+        stopped_B=np.ones(4, bool),
     )
     found = batch.experience(prompts, rollout, np.arange(4, dtype=np.float32))
     assert found.tokens_BT.tolist() == [[5, 6, 1], [5, 6, 2], [7, 3, 0], [7, 4, 0]]

@@ -1,6 +1,8 @@
 import json
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from thinkfirst.core import runtime
@@ -8,10 +10,13 @@ from thinkfirst.rl import loop, optimizer, stages
 
 STAGE = stages.Sft(optimizer.OptimizerConfig(1e-3), steps=5, save_every=2)
 
+advance = jax.jit(lambda total, step: total * 10 + step)
+
 
 def step_fn(state, step):
     """A state whose value tells which steps made it."""
-    return {"sum": state["sum"] * 10 + step}, {"loss": float(step), "tokens_of_step": 3}, [{"completion": str(step)}]
+    total = advance(state["sum"], jax.device_put(np.float32(step)))
+    return {"sum": total}, {"loss": float(step), "tokens_of_step": 3}, [{"completion": str(step)}]
 
 
 def run(workdir, **limits):
@@ -66,3 +71,10 @@ def test_an_interrupt_goes_back_to_the_last_save(tmp_path):
     )
     assert float(done.state["sum"]) == 12345
     assert [row["step"] for row in written(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_what_moves_to_the_device_says_so(tmp_path):
+    """A Python number that meets an array on the device would be sent there without a word."""
+    unsaid = lambda state, step: ({"sum": state["sum"] + step}, {"tokens_of_step": 1}, [])  # noqa: E731
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        loop.run(tmp_path, STAGE, {"sum": jnp.float32(0)}, unsaid, first_step=0, num_tokens=0, budget=runtime.Budget())
