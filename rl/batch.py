@@ -131,10 +131,10 @@ def length_mask(length_B: Int[AnyArray, "B"], num_tokens: int) -> Bool[Array, "B
 
 
 def join(
-    prompt_BT: Int[np.ndarray, "B T"],
-    prompt_length_B: Int[np.ndarray, "B"],
-    completion: Int[np.ndarray, "B _"],
-    completion_length_B: Int[np.ndarray, "B"],
+    prompt_BT: Int[AnyArray, "B T"],
+    prompt_length_B: Int[AnyArray, "B"],
+    completion: Int[AnyArray, "B _"],
+    completion_length_B: Int[AnyArray, "B"],
 ) -> Int[np.ndarray, "B _"]:
     """Prompt and completion of each row without a gap between them, zeros after, as wide as both together."""
     width = prompt_BT.shape[1] + completion.shape[1]
@@ -146,7 +146,7 @@ def join(
     return np.where(column_T < (prompt_length_B + completion_length_B)[:, None], joined_BT, 0)
 
 
-def experience(prompts: Prompts, rollout: Rollout, advantage_B: Float[np.ndarray, "B"]) -> Experience:
+def experience(prompts: Prompts, rollout: Rollout, advantage_B: Float[AnyArray, "B"]) -> Experience:
     """The learner's view of a rollout, all on the host; prompts are repeated for the G samples of each group."""
     group = rollout.tokens_BT.shape[0] // prompts.tokens_PT.shape[0]
     prompt_BT = np.repeat(prompts.tokens_PT, group, axis=0)

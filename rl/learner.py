@@ -38,14 +38,14 @@ def completion_logprob(
     num_tokens, width = rows.tokens_BT.shape[1], rows.completion_BT.shape[1]
     valid_BT = batch.length_mask(rows.prompt_length_B + rows.completion_length_B, num_tokens)
     hidden_BTD = model.hidden(
-        params, rows.tokens_BT, segment_BT=valid_BT.astype(jnp.int32), adapter=adapter, remat=remat
+        params, jnp.asarray(rows.tokens_BT), segment_BT=valid_BT.astype(jnp.int32), adapter=adapter, remat=remat
     )
     before_BT = jnp.minimum(rows.prompt_length_B[:, None] - 1 + jnp.arange(width), num_tokens - 1)
     return token_logprob.token_logprob(
         jnp.take_along_axis(hidden_BTD, before_BT[:, :, None], axis=1),
         params["embedding"],
-        rows.completion_BT,
-        rows.floor_BT,
+        jnp.asarray(rows.completion_BT),
+        jnp.asarray(rows.floor_BT),
         temperature=temperature,
         soft_cap=model.config.final_soft_cap,
     )
@@ -74,9 +74,9 @@ def make_step(
         mask_BT = batch.length_mask(rows.completion_length_B, rows.completion_BT.shape[1])
         value, terms = loss.grpo(
             logp_BT,
-            rows.old_logp_BT,
+            jnp.asarray(rows.old_logp_BT),
             jax.lax.stop_gradient(ref_logp_BT),
-            rows.advantage_B,
+            jnp.asarray(rows.advantage_B),
             mask_BT,
             num_rows=num_rows,
             beta=config.beta,

@@ -146,9 +146,9 @@ def _pick(
         hidden_BD,
         table_VD,
         jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_B, turn),
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
+        temperature=jnp.asarray(sampling.temperature),
+        top_k=jnp.asarray(sampling.top_k),
+        top_p=jnp.asarray(sampling.top_p),
         soft_cap=soft_cap,
     )
 
