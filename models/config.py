@@ -16,7 +16,10 @@ GEMMA3_PATTERN: tuple[Kind, ...] = ("local",) * 5 + ("global",)
 
 @dataclasses.dataclass(frozen=True)
 class GemmaConfig:
-    """Sizes and constants of one model.  A soft cap of 0 caps nothing."""
+    """Sizes and constants of one model.  A soft cap of 0 caps nothing.
+
+    `dtype` is what the model computes in; weights keep the dtype they are stored in.
+    """
 
     generation: Literal[2, 3]
     vocab_size: int

@@ -114,12 +114,16 @@ class Model:
         adapter: lora.Adapter | None = None,
         remat: bool = False,
     ) -> Float[Array, "B T D"]:
-        """Final hidden states of whole sequences; `segment_BT` tells which tokens may see each other (0: padding)."""
+        """Final hidden states of whole sequences.
+
+        `segment_BT` tells which tokens may see each other (0: padding).  A segment is one run of a row, and positions
+        count from its start: rows may be padded on the left or right, or hold several sequences.
+        """
 
         def attend(place: Place, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
             return flash_attention.attention(query, key, value, segment_BT, **self._attention(place.kind)), None
 
-        position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        position_BT = layers.segment_positions(segment_BT)
         return self._run(params, tokens_BT, position_BT, attend, adapter=adapter, remat=remat)[0]
 
     def prefill(
@@ -186,7 +190,7 @@ class Model:
     ) -> tuple[jax.Array, Any]:
         """Embed, walk every stack, normalise."""
         module, factors = nnx.merge(self._graph, params), lora.scaled(adapter)
-        x_BTD = module.embedding[...][tokens_BT]
+        x_BTD = module.embedding[...][tokens_BT].astype(self.config.dtype)
         x_BTD = x_BTD * jnp.asarray(self.config.width**0.5, x_BTD.dtype)
         rings: dict[str, Any] = dict(cache or {})
         for i, (kinds, repeats) in enumerate(self.config.stacks):

@@ -1,6 +1,7 @@
 """The parts of a Gemma block: einsum with optional adapter, RMSNorm, RoPE, attention, feed-forward.
 
-Adapter factors come in as plain arguments (see `models/lora.py`); a module holds base weights only.
+Adapter factors come in as plain arguments (see `models/lora.py`); a module holds base weights only.  The stream has the
+dtype the model computes in; a weight stays as it was stored and is cast where it is used.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ class Einsum(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."], factors: lora.Factors | None) -> Float[Array, "..."]:
         """x . W, plus (x . A) . B when factors are given."""
-        y = jnp.einsum(self.spec, x, self.weight[...])
+        y = jnp.einsum(self.spec, x, self.weight[...].astype(x.dtype))
         return y if factors is None else y + lora.delta(self.spec, x, factors).astype(y.dtype)
 
 
@@ -57,6 +58,13 @@ def rope(
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def segment_positions(segment_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Place of every token in its segment, from 0: rows may be padded on either side, or packed."""
+    place_T = jnp.arange(segment_BT.shape[1])
+    starts_BT = jnp.pad(segment_BT[:, 1:] != segment_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return place_T - jax.lax.cummax(jnp.where(starts_BT, place_T, 0), axis=1)
 
 
 class Attention(nnx.Module):

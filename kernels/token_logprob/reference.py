@@ -17,7 +17,8 @@ NO_FLOOR = -jnp.inf
 
 
 def logits(hidden_TD: Float[Array, "T D"], table_VD: Float[Array, "V D"], soft_cap: float) -> Float[Array, "T V"]:
-    """Float32 logits of a few tokens; `soft_cap` 0 caps nothing."""
+    """Float32 logits of a few tokens, from products in the dtype of the hidden states; `soft_cap` 0 caps nothing."""
+    table_VD = table_VD.astype(hidden_TD.dtype)
     logit_TV = jnp.einsum("TD,VD->TV", hidden_TD, table_VD, preferred_element_type=jnp.float32)
     return soft_cap * jnp.tanh(logit_TV / soft_cap) if soft_cap else logit_TV
 
