@@ -87,12 +87,15 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of our tree: axes `letters` without L, and where each of its rows (or, `stacked` false, all) is kept."""
+    """One array of our tree and where its rows are kept; `letters` are its axes but for the L of a stack of layers.
+
+    An array that is no stack (the embedding, the last norm) is kept in `stored[0]`.
+    """
 
     path: Path
     letters: str
-    stacked: bool
     stored: tuple[Stored, ...]
+    stacked: bool = True
 
 
 def sizes(config: model_config.GemmaConfig) -> dict[str, int]:
@@ -129,7 +132,8 @@ def _leaves(
     layer_prefix: str,
 ) -> Iterator[Leaf]:
     for path, rule in top.items():
-        yield Leaf(path, at(letters, path), False, (Stored(top_prefix + rule.name, rule.axes, rule.part),))
+        stored = (Stored(top_prefix + rule.name, rule.axes, rule.part),)
+        yield Leaf(path, at(letters, path), stored, stacked=False)
     first = 0
     for i, (kinds, repeats) in enumerate(config.stacks):
         for place in range(len(kinds)):
@@ -138,8 +142,8 @@ def _leaves(
                 if path[1] in ("query_norm", "key_norm") and not config.query_key_norm:
                     continue
                 whole = (f"stack_{i}", f"layer_{place}", *path)
-                stored = (Stored(layer_prefix.format(layer) + rule.name, rule.axes, rule.part) for layer in layers)
-                yield Leaf(whole, at(letters, whole).removeprefix("L"), True, tuple(stored))
+                rows = (Stored(layer_prefix.format(layer) + rule.name, rule.axes, rule.part) for layer in layers)
+                yield Leaf(whole, at(letters, whole).removeprefix("L"), tuple(rows))
         first += len(kinds) * repeats
 
 
