@@ -29,6 +29,26 @@ def dump(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def restored(like: T, dumped: Any, key: str = "") -> T:
+    """A configuration built like `like` with the values that `dump` wrote; ValueError names what does not fit."""
+    if dataclasses.is_dataclass(like) and isinstance(dumped, dict):
+        names = [field.name for field in dataclasses.fields(like)]
+        if unlike := sorted(dumped.keys() ^ set(names)):
+            raise ValueError(f"{key or 'configuration'}: the settings {', '.join(unlike)} are not on both sides")
+        values = {name: restored(getattr(like, name), dumped[name], f"{key}.{name}".lstrip(".")) for name in names}
+        return dataclasses.replace(like, **values)  # type: ignore[type-var]
+    if isinstance(like, tuple) and isinstance(dumped, list):
+        if like and dataclasses.is_dataclass(like[0]):
+            if len(like) != len(dumped):
+                raise ValueError(f"{key}: {len(dumped)} entries, expected {len(like)}")
+            pairs = zip(like, dumped, strict=True)
+            return tuple(restored(item, value, f"{key}.{place}") for place, (item, value) in enumerate(pairs))  # type: ignore[return-value]
+        return tuple(dumped)  # type: ignore[return-value]
+    if isinstance(dumped, dict | list) or (type(dumped) is not type(like) and not isinstance(dumped, int | float)):
+        raise ValueError(f"{key}: {dumped!r} is no {type(like).__name__}")
+    return type(like)(dumped)  # type: ignore[call-arg]
+
+
 def digest(config: Any) -> str:
     """Sixteen hexadecimal digits that change whenever a setting does."""
     return hashlib.sha256(json.dumps(dump(config), sort_keys=True).encode()).hexdigest()[:16]

@@ -29,10 +29,10 @@ class Writer:
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, row: dict[str, Any]) -> None:
-        """One row of metrics.jsonl; numbers go to TensorBoard too.  A number that is not finite is written as null."""
+        """One row of metrics.jsonl; its numbers go to TensorBoard too; one that is not finite is null, or left out."""
         self._append("metrics.jsonl", [row])
         for name, value in row.items():
-            if isinstance(value, int | float) and name != "step":
+            if isinstance(value, int | float) and math.isfinite(value) and name != "step":
                 self._board.add_scalar(f"{row['stage']}/{name}", value, row["step"])
         self._board.flush()
 

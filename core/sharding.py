@@ -1,14 +1,19 @@
 """One table from dimension letters to mesh axes: weights, adapters and optimiser state are all laid out by it."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from thinkfirst.core import mesh as mesh_lib
 
 # A weight keeps a slice of D on every fsdp device and whole heads / columns / vocabulary rows on every tensor device.
 PARAMETER_RULES: dict[str, str] = {"D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
+PLACED_BYTES = 2**30  # the most that `place` asks for at once
 REPLICATED_IF_UNEVEN = "K"  # Gemma 3 1B has one key/value head: every tensor device keeps it
 
 
@@ -28,6 +33,31 @@ def parameter_spec(letters: str, shape: tuple[int, ...], mesh: Mesh) -> Partitio
 def parameters(letters: Any, shapes: Any, mesh: Mesh) -> Any:
     """NamedSharding for every leaf of a tree, from the matching trees of letters and of arrays (or shapes)."""
     return jax.tree.map(lambda text, leaf: NamedSharding(mesh, parameter_spec(text, leaf.shape, mesh)), letters, shapes)
+
+
+def place(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    layout: NamedSharding,
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+    """An array whose parts come from `read(slices)`, straight to the device each belongs on.
+
+    The host holds one part at a time, and of a part above a gigabyte a few rows of its first axis.  Each process reads
+    what its own devices keep.
+    """
+    parts = []
+    for device, index in layout.addressable_devices_indices_map(shape).items():
+        bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
+        inner = tuple(slice(*bound) for bound in bounds[1:])
+        (first, last), row_bytes = bounds[0], dtype.itemsize * math.prod(stop - start for start, stop in bounds[1:])
+        step = max(1, PLACED_BYTES // max(1, row_bytes))
+        pieces = [
+            jax.device_put(read((slice(begin, min(begin + step, last)), *inner)), device).block_until_ready()
+            for begin in range(first, last, step)
+        ]
+        parts.append(pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces))
+    return jax.make_array_from_single_device_arrays(shape, layout, parts)
 
 
 def rows_spec() -> PartitionSpec:

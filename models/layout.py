@@ -12,7 +12,8 @@ checkpoints' tensor lists; google-deepmind/gemma for the Flax names.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+import pathlib
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from thinkfirst.models import config as model_config
 
 Path = tuple[str, ...]
+NUM_SHOWN = 20  # differences named in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Rule:
     part: int | None = None
 
 
-# Path of a weight inside a block of ours -> where Hugging Face keeps it inside a layer.
+# Path of a weight inside a block of ours -> where Hugging Face keeps it inside a layer, in the order of its modules.
 HF_BLOCK: dict[Path, Rule] = {
     ("attention", "query", "weight"): Rule("self_attn.q_proj.weight", "(NH)D"),
     ("attention", "key", "weight"): Rule("self_attn.k_proj.weight", "(KH)D"),
@@ -39,13 +41,13 @@ HF_BLOCK: dict[Path, Rule] = {
     ("attention", "output", "weight"): Rule("self_attn.o_proj.weight", "D(NH)"),
     ("attention", "query_norm", "scale"): Rule("self_attn.q_norm.weight", "H"),
     ("attention", "key_norm", "scale"): Rule("self_attn.k_norm.weight", "H"),
+    ("ff", "gate", "weight"): Rule("mlp.gate_proj.weight", "FD"),
+    ("ff", "up", "weight"): Rule("mlp.up_proj.weight", "FD"),
+    ("ff", "down", "weight"): Rule("mlp.down_proj.weight", "DF"),
     ("attention_norm", "scale"): Rule("input_layernorm.weight", "D"),
     ("attention_post_norm", "scale"): Rule("post_attention_layernorm.weight", "D"),
     ("ff_norm", "scale"): Rule("pre_feedforward_layernorm.weight", "D"),
     ("ff_post_norm", "scale"): Rule("post_feedforward_layernorm.weight", "D"),
-    ("ff", "gate", "weight"): Rule("mlp.gate_proj.weight", "FD"),
-    ("ff", "up", "weight"): Rule("mlp.up_proj.weight", "FD"),
-    ("ff", "down", "weight"): Rule("mlp.down_proj.weight", "DF"),
 }
 HF_TOP: dict[Path, Rule] = {
     ("embedding",): Rule("embed_tokens.weight", "VD"),
@@ -139,12 +141,17 @@ def _leaves(
         for place in range(len(kinds)):
             layers = range(first + place, first + len(kinds) * repeats, len(kinds))
             for path, rule in block.items():
-                if path[1] in ("query_norm", "key_norm") and not config.query_key_norm:
+                if not has(config, path):
                     continue
                 whole = (f"stack_{i}", f"layer_{place}", *path)
                 rows = (Stored(layer_prefix.format(layer) + rule.name, rule.axes, rule.part) for layer in layers)
                 yield Leaf(whole, at(letters, whole).removeprefix("L"), tuple(rows))
         first += len(kinds) * repeats
+
+
+def has(config: model_config.GemmaConfig, path: Path) -> bool:
+    """Whether blocks of this model have the weight at `path`: only Gemma 3 normalises queries and keys."""
+    return config.query_key_norm or path[1] not in ("query_norm", "key_norm")
 
 
 def at(tree: Any, path: Sequence[str]) -> Any:
@@ -194,6 +201,32 @@ def to_theirs(weight: np.ndarray, axes: str, letters: str) -> np.ndarray:
     turned = weight.transpose([letters.index(letter) for letter in flat])
     lengths = dict(zip(flat, turned.shape, strict=True))
     return np.ascontiguousarray(turned).reshape(shape(axes, lengths))
+
+
+def differences(
+    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[tuple[int, ...], str]], dtypes: Collection[str]
+) -> list[str]:
+    """What keeps tensors (name -> shape, dtype) from being those expected: all of one dtype, one of `dtypes`."""
+    known = [name for name in expected if name in found]
+    kinds = [found[name][1] for name in known]
+    common = max(sorted(set(kinds)), key=kinds.count, default="")
+    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"unexpected {name}" for name in sorted(found.keys() - expected.keys())]
+    for name, (shape, dtype) in ((name, found[name]) for name in known):
+        if shape != expected[name]:
+            problems.append(f"{name} has shape {shape}, expected {expected[name]}")
+        if dtype not in dtypes:
+            problems.append(f"{name} is {dtype}, expected one of {', '.join(dtypes)}")
+        elif dtype != common:
+            problems.append(f"{name} is {dtype}, the others are {common}")
+    return problems
+
+
+def refuse(folder: str | pathlib.Path, problems: Sequence[str]) -> None:
+    """Raises ValueError with the first of `problems`, if there are any."""
+    if problems:
+        more = f"; and {len(problems) - NUM_SHOWN} more" if len(problems) > NUM_SHOWN else ""
+        raise ValueError(f"{folder} does not hold this model: " + "; ".join(problems[:NUM_SHOWN]) + more)
 
 
 def _groups(axes: str) -> list[str]:

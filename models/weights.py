@@ -1,154 +1,98 @@
-"""Weights in and out of Hugging Face checkpoint folders, by one table of names.
+"""A Gemma on disk, whoever wrote it: a Hugging Face folder, or the Flax layout that Orbax keeps.
 
-A tensor of layer i becomes row i // len(pattern) of the stacked array of its place in the pattern.  Hugging Face keeps
-projections as [out, in] matrices; `_RULES` says how each becomes the einsum's axes.
+What can be known without reading a weight (`config`) is separate from reading them (`load`), so that tokenizer and
+model are checked against each other first.
 """
 
 import json
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+import shutil
+from typing import Any, Literal
 
 import jax
-import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors needs
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from thinkfirst.core import files
 from thinkfirst.models import config as model_config
-from thinkfirst.models import gemma, tokenizer
+from thinkfirst.models import flax_weights, gemma, hf_config, hf_weights, tokenizer
 
-WEIGHTS_NAME = "model.safetensors"
-
-# Our path inside a block -> (Hugging Face's name inside a layer, axes in Hugging Face's order, ours).
-_RULES: dict[tuple[str, ...], tuple[str, str, str]] = {
-    ("attention", "query", "weight"): ("self_attn.q_proj.weight", "(NH)D", "DNH"),
-    ("attention", "key", "weight"): ("self_attn.k_proj.weight", "(KH)D", "DKH"),
-    ("attention", "value", "weight"): ("self_attn.v_proj.weight", "(KH)D", "DKH"),
-    ("attention", "output", "weight"): ("self_attn.o_proj.weight", "D(NH)", "NHD"),
-    ("attention", "query_norm", "scale"): ("self_attn.q_norm.weight", "H", "H"),
-    ("attention", "key_norm", "scale"): ("self_attn.k_norm.weight", "H", "H"),
-    ("attention_norm", "scale"): ("input_layernorm.weight", "D", "D"),
-    ("attention_post_norm", "scale"): ("post_attention_layernorm.weight", "D", "D"),
-    ("ff_norm", "scale"): ("pre_feedforward_layernorm.weight", "D", "D"),
-    ("ff_post_norm", "scale"): ("post_feedforward_layernorm.weight", "D", "D"),
-    ("ff", "gate", "weight"): ("mlp.gate_proj.weight", "FD", "DF"),
-    ("ff", "up", "weight"): ("mlp.up_proj.weight", "FD", "DF"),
-    ("ff", "down", "weight"): ("mlp.down_proj.weight", "DF", "FD"),
-}
-_TOP: dict[tuple[str, ...], str] = {
-    ("embedding",): "model.embed_tokens.weight",
-    ("final_norm", "scale"): "model.norm.weight",
-}
+Form = Literal["hf", "orbax"]
+CONFIG, GENERATION = "config.json", "generation_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 
 
-def load(folder: str | pathlib.Path, model: gemma.Model) -> gemma.Params:
-    """Parameters of `model` from model.safetensors, as host arrays of the configured dtype.
+def config(folder: str | pathlib.Path) -> model_config.GemmaConfig:
+    """The model a folder holds: from its config.json, or, where Orbax wrote none, from the shapes of its tensors."""
+    if flax_weights.is_one(folder) and not (pathlib.Path(folder) / CONFIG).is_file():
+        return flax_weights.config(folder)
+    return hf_config.read(folder)
 
-    Raises ValueError listing every missing, unexpected or misshapen tensor.
+
+def load(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> gemma.Params:
+    """Parameters of `model`, each device's slice read straight onto it, in the dtype they are stored in."""
+    form = flax_weights if flax_weights.is_one(folder) else hf_weights
+    return form.load(folder, model, shardings)
+
+
+def save(
+    folder: str | pathlib.Path,
+    model: gemma.Model,
+    params: gemma.Params,
+    *,
+    form: Form = "hf",
+    words: tokenizer.Tokenizer | None = None,
+    source: str | pathlib.Path = "",
+) -> None:
+    """Writes a checkpoint folder, in place of one that is there; it appears only when it is whole.
+
+    The tokenizer's file goes with it, and so do the generation settings of `source`, the folder the model came from,
+    with whatever else that folder keeps beside the same tokenizer.
     """
-    path = pathlib.Path(folder) / WEIGHTS_NAME
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file: {error}") from error
-    expected = {name: shape for name, _, _, shape in _places(model.config, model.shapes())}
-    problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
-    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
-    problems += [
-        f"{name} has shape {tensors[name].shape}, expected {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    if problems:
-        raise ValueError(f"{path} does not hold this model: " + "; ".join(problems))
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.shapes())
-    for name, place, to_ours, _ in _places(model.config, params):
-        place[...] = to_ours(tensors[name]).astype(place.dtype)
-    return params
-
-
-def save(folder: str | pathlib.Path, model: gemma.Model, params: gemma.Params, *, words: tokenizer.Tokenizer) -> None:
-    """Writes a folder that transformers opens: config, generation config, weights and tokenizer.model."""
-    folder = pathlib.Path(folder)
-    host = jax.tree.map(np.asarray, params)
-    tensors = {}
-    for name, place, to_ours, shape in _places(model.config, host):
-        tensors[name] = np.ascontiguousarray(_inverse(to_ours, shape, place))
-    stop = {"bos_token_id": words.bos_id, "eos_token_id": list(words.stop_ids), "pad_token_id": words.pad_id}
-    files.write_bytes(folder / WEIGHTS_NAME, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-    files.write_text(folder / "generation_config.json", json.dumps(stop, indent=2) + "\n")
-    files.write_text(folder / "config.json", json.dumps(model_config.to_hf(model.config), indent=2) + "\n")
-    files.write_bytes(folder / tokenizer.FILE_NAME, words.path.read_bytes())
-
-
-def _places(
-    config: model_config.GemmaConfig, params: gemma.Params
-) -> Iterator[tuple[str, Any, Callable[[np.ndarray], np.ndarray], tuple[int, ...]]]:
-    """(tensor's name, view of our array it belongs in, how to turn it into ours, its shape) of every tensor."""
-    sizes = {
-        "D": config.width,
-        "F": config.ff_width,
-        "N": config.num_heads,
-        "K": config.num_kv_heads,
-        "H": config.head_dim,
-    }
-    same = lambda tensor: tensor  # noqa: E731
-    for path, name in _TOP.items():
-        leaf = _at(params, path)
-        yield name, leaf, same, tuple(leaf.shape)
-    for layer in range(config.num_layers):
-        period, place = divmod(layer, len(config.pattern))
-        whole = period < config.num_layers // len(config.pattern)
-        block = params["stack_0" if whole or len(config.stacks) == 1 else "stack_1"][f"layer_{place}"]
-        for path, (suffix, theirs, ours) in _RULES.items():
-            if path[1] in ("query_norm", "key_norm") and not config.query_key_norm:
-                continue
-            leaf = _at(block, path)
-            view = leaf[period if whole else 0] if isinstance(leaf, np.ndarray) else leaf
-            yield f"model.layers.{layer}.{suffix}", view, _reader(theirs, ours, sizes), _shape(theirs, sizes)
-
-
-def _at(tree: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
-
-
-def _shape(axes: str, sizes: dict[str, int]) -> tuple[int, ...]:
-    """Shape of "(NH)D": a bracket is one axis."""
-    shape, open_bracket = [], False
-    for symbol in axes:
-        if symbol == "(":
-            shape.append(1)
-            open_bracket = True
-        elif symbol == ")":
-            open_bracket = False
-        elif open_bracket:
-            shape[-1] *= sizes[symbol]
+    special = _special(words, source)
+    with files.new_folder(pathlib.Path(folder)) as part:
+        if form == "orbax":
+            flax_weights.save(part, model, params)
         else:
-            shape.append(sizes[symbol])
-    return tuple(shape)
-
-
-def _reader(theirs: str, ours: str, sizes: dict[str, int]) -> Callable[[np.ndarray], np.ndarray]:
-    """The view of a tensor with axes `theirs` as an array with axes `ours`."""
-    flat = theirs.replace("(", "").replace(")", "")
-    split = tuple(sizes[letter] for letter in flat)
-    order = tuple(flat.index(letter) for letter in ours)
-    return lambda tensor: tensor.reshape(split).transpose(order)
-
-
-def _inverse(to_ours: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], place: np.ndarray) -> np.ndarray:
-    """The tensor `to_ours` would turn into `place`: `to_ours` only makes views, so writing through one inverts it."""
-    tensor = np.zeros(shape, place.dtype)
-    to_ours(tensor)[...] = place
-    return tensor
+            part.mkdir(parents=True)
+            hf_weights.save(part, model, params)
+        dtype = np.dtype(params["embedding"].dtype).name
+        described = hf_config.to_hf(model.config, dtype=dtype, special=special)
+        files.write_text(part / CONFIG, json.dumps(described, indent=2) + "\n")
+        _copy_beside(part, words, pathlib.Path(source) if source else None, special)
 
 
 def num_parameters(params: Any) -> int:
     """Count of numbers in a tree of arrays or shapes."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def _special(words: tokenizer.Tokenizer | None, source: str | pathlib.Path) -> hf_config.SpecialIds:
+    """Special ids of what is written; whatever ended a turn in the source or in the tokenizer ends one."""
+    known = hf_config.special_ids(source) if source and (pathlib.Path(source) / CONFIG).is_file() else None
+    if words is None:
+        return known or hf_config.SpecialIds(bos_id=2, eos_ids=(1,), pad_id=0)
+    ends = dict.fromkeys((*(known.eos_ids if known else ()), *words.stop_ids))
+    return hf_config.SpecialIds(words.bos_id, tuple(ends), words.pad_id)
+
+
+def _copy_beside(
+    part: pathlib.Path, words: tokenizer.Tokenizer | None, source: pathlib.Path | None, special: hf_config.SpecialIds
+) -> None:
+    """Puts generation settings and tokenizer files beside the weights."""
+    settings: dict[str, Any] = {}
+    if source and (source / GENERATION).is_file():
+        settings = json.loads((source / GENERATION).read_text())
+    settings |= {"bos_token_id": special.bos_id, "eos_token_id": list(special.eos_ids), "pad_token_id": special.pad_id}
+    files.write_text(part / GENERATION, json.dumps(settings, indent=2) + "\n")
+    if words:
+        shutil.copyfile(words.path, part / tokenizer.FILE_NAME)
+    if source and (words is None or words.path.parent.absolute() == source.absolute()):
+        for name in (*TOKENIZER_FILES, *(() if words else (tokenizer.FILE_NAME,))):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, part / name)

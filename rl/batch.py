@@ -5,6 +5,7 @@ nouns (`Prompts`, `Sampling`, `Rollout`, `Experience`) are pytrees of arrays.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+LENGTH_BUCKET = 64  # rows are padded to a multiple of this many tokens: few shapes, few compilations
 AnyArray = jax.Array | np.ndarray  # on a device or still on the host
 AnyScalar = jax.Array | np.number  # likewise
 
@@ -123,6 +125,20 @@ class Experience:
     old_logp_BT: Float[AnyArray, "B T"]
     floor_BT: Float[AnyArray, "B T"]
     advantage_B: Float[AnyArray, "B"]
+
+
+def pad_prompts(rows: Sequence[Sequence[int]], ids: Sequence[int], width: int) -> Prompts:
+    """Token rows side by side as host arrays of `width` columns; `ids` seed their sampling."""
+    tokens_PT = np.zeros((len(rows), width), np.int32)
+    for row_T, row in zip(tokens_PT, rows, strict=True):
+        row_T[: len(row)] = row
+    length_P = np.array([len(row) for row in rows], np.int32)
+    return Prompts(tokens_PT=tokens_PT, length_P=length_P, id_P=np.array(ids, np.uint32))
+
+
+def bucket(length: int) -> int:
+    """`length` rounded up to whole buckets."""
+    return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
 
 
 def length_mask(length_B: Int[AnyArray, "B"], num_tokens: int) -> Bool[Array, "B T"]:

@@ -40,9 +40,14 @@ def folder(workdir: pathlib.Path, stage: TrainingStage) -> pathlib.Path:
     return workdir / "checkpoints" / stage.name
 
 
-def restore(workdir: pathlib.Path, stage: TrainingStage, like: State) -> Finished:
-    """The final state of a stage that an earlier call finished."""
-    state, meta = checkpoint.Checkpoints(folder(workdir, stage)).restore(stage.steps, like)
+def newest(workdir: pathlib.Path, stage: TrainingStage) -> int:
+    """The last step of a stage that is on disk, 0 when there is none."""
+    return max(checkpoint.Checkpoints(folder(workdir, stage)).steps(), default=0)
+
+
+def restore(workdir: pathlib.Path, stage: TrainingStage, like: State, step: int) -> Finished:
+    """A stage as an earlier call left it after `step`."""
+    state, meta = checkpoint.Checkpoints(folder(workdir, stage)).restore(step, like)
     return Finished(state, meta["seconds"], meta["num_tokens"])
 
 
@@ -58,10 +63,10 @@ def run(
 ) -> Finished:
     """Takes the stage from its newest checkpoint to its end; `first_step` steps were taken before the stage."""
     saved = checkpoint.Checkpoints(folder(workdir, stage))
-    done, seconds = max(saved.steps(), default=0), 0.0
+    done, seconds = newest(workdir, stage), 0.0
     if done:
-        state, meta = saved.restore(done, state)
-        seconds, num_tokens = meta["seconds"], meta["num_tokens"]
+        before = restore(workdir, stage, state, done)
+        state, seconds, num_tokens = before.state, before.seconds, before.num_tokens
         where = f"step {first_step + done} ({done} of {stage.steps} of this stage)"
         print(f"{stage.name}: resumes from {where}", flush=True)
     if done < stage.steps and budget.spent():

@@ -14,11 +14,9 @@ import jax
 import numpy as np
 
 from thinkfirst.core import config as config_lib
-from thinkfirst.core import files, mesh, runtime, sharding
-from thinkfirst.models import config as model_config
-from thinkfirst.models import gemma, weights
-from thinkfirst.models import tokenizer as tokenizer_lib
-from thinkfirst.rl import evaluate, loop, optimizer, policy, report, sft, stages, trainer
+from thinkfirst.core import files, runtime, sharding
+from thinkfirst.models import weights
+from thinkfirst.rl import evaluate, loading, loop, optimizer, policy, report, sft, stages, trainer
 from thinkfirst.rl.data import source
 
 Progress = dict[str, Any]  # {"stages": [...], "evaluations": [...]} as in final_results.json
@@ -27,13 +25,13 @@ Progress = dict[str, Any]  # {"stages": [...], "evaluations": [...]} as in final
 def run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget) -> dict[str, Any]:
     """Runs or resumes the recipe; returns what final_results.json holds.  Raises loop.OutOfBudget when cut short."""
     problems = source.make(config.data, config.seed)
-    subject = load_policy(config, workdir)
+    subject = loading.from_config(config, workdir)
     claim(config, workdir)
     progress = _read_progress(workdir)
     first_step = num_tokens = 0
     for place, stage in enumerate(config.stages):
         finished = place < len(progress["stages"])
-        root = jax.random.fold_in(jax.random.key(config.seed), place)
+        root = _root(config, place)
         if isinstance(stage, stages.Pretrain | stages.Sft | stages.Grpo):
             if isinstance(stage, stages.Pretrain):
                 taught = source.make(dataclasses.replace(config.data, kind=stage.data), config.seed)
@@ -41,7 +39,7 @@ def run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget)
                 taught = problems
             step_fn, state = _training(subject, stage, taught, root)
             if finished:
-                done = loop.restore(workdir, stage, state)
+                done = loop.restore(workdir, stage, state, stage.steps)
             else:
                 done = loop.run(
                     workdir, stage, state, step_fn, first_step=first_step, num_tokens=num_tokens, budget=budget
@@ -58,20 +56,19 @@ def run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget)
     return _results(config, subject, progress, workdir)
 
 
-def load_policy(config: stages.RunConfig, workdir: pathlib.Path) -> policy.Policy:
-    """Tokenizer, then model, checked against each other before any weight is read."""
-    if config.checkpoint:
-        shape = model_config.read(config.checkpoint)
-    else:
-        shape = _architecture(config.architecture)
-    words = _tokenizer(config, workdir, shape)
-    tokenizer_lib.check_vocab(words, shape.vocab_size)
-    model, devices = gemma.Model(shape), mesh.make(config.mesh)
-    host = weights.load(config.checkpoint, model) if config.checkpoint else model.init(config.seed)
-    params = jax.device_put(host, sharding.parameters(model.letters(), model.shapes(), devices))
-    return policy.Policy(
-        model, words, devices, params, instruction=config.instruction, max_prompt_tokens=config.max_prompt_tokens
-    )
+def restore(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: str = "") -> policy.Policy:
+    """The policy as the run in `workdir` left it: after its last finished stage, or the last save of the one begun."""
+    subject = loading.from_config(config, workdir, dtype=dtype)
+    num_finished = len(_read_progress(workdir)["stages"])
+    for place, stage in enumerate(config.stages[: num_finished + 1]):
+        if isinstance(stage, stages.Merge) and place < num_finished:
+            subject.merge()
+        elif isinstance(stage, stages.Pretrain | stages.Sft | stages.Grpo):
+            step = stage.steps if place < num_finished else loop.newest(workdir, stage)
+            if step:
+                state, _ = _initial(subject, stage, _root(config, place))
+                _install(subject, stage, loop.restore(workdir, stage, state, step).state)
+    return subject
 
 
 def claim(config: stages.RunConfig, workdir: pathlib.Path) -> None:
@@ -85,42 +82,35 @@ def claim(config: stages.RunConfig, workdir: pathlib.Path) -> None:
         files.write_text(path, json.dumps(dumped, indent=2) + "\n")
 
 
-def _architecture(name: str) -> model_config.GemmaConfig:
-    if name not in model_config.BY_NAME:
-        known = ", ".join(model_config.BY_NAME)
-        raise ValueError(f"architecture={name!r}: there is {known} (or set checkpoint=FOLDER)")
-    return model_config.BY_NAME[name]()
+def _root(config: stages.RunConfig, place: int) -> jax.Array:
+    """The key of the stage at `place`."""
+    return jax.random.fold_in(jax.random.key(config.seed), place)
 
 
-def _tokenizer(
-    config: stages.RunConfig, workdir: pathlib.Path, shape: model_config.GemmaConfig
-) -> tokenizer_lib.Tokenizer:
-    """The configured tokenizer, the checkpoint's, or, for a run that pre-trains, one made from its corpus."""
-    if config.tokenizer or config.checkpoint:
-        return tokenizer_lib.Tokenizer(config.tokenizer or config.checkpoint)
-    if not isinstance(config.stages[0], stages.Pretrain):
-        raise ValueError("tokenizer is not set: --set tokenizer=FILE (a SentencePiece .model)")
-    path = workdir / tokenizer_lib.FILE_NAME
-    if not path.is_file():
-        workdir.mkdir(parents=True, exist_ok=True)
-        tokenizer_lib.train(source.corpus(config.seed), path, vocab_size=shape.vocab_size)
-    return tokenizer_lib.Tokenizer(path)
+def _initial(subject: policy.Policy, stage: loop.TrainingStage, root: jax.Array) -> tuple[Any, Any]:
+    """(state a training stage starts from, the optimiser's transform)."""
+    transform = optimizer.make(stage.optimizer, stage.steps)
+    if isinstance(stage, stages.Pretrain):
+        trained = subject.params
+    else:
+        key = jax.random.fold_in(root, 0) if isinstance(stage, stages.Grpo) else root
+        trained = subject.fresh_adapter(stage.lora, key)
+    return (trained, trainer.init_optimizer(transform, trained, subject)), transform
 
 
 def _training(
     subject: policy.Policy, stage: loop.TrainingStage, problems: source.Source, root: jax.Array
 ) -> tuple[loop.Step, Any]:
     """(step function, initial state) of a training stage."""
+    initial, transform = _initial(subject, stage, root)
     if isinstance(stage, stages.Grpo):
-        return trainer.make_grpo_step(subject, stage, problems, root)
-    transform = optimizer.make(stage.optimizer, stage.steps)
+        return trainer.make_grpo_step(subject, stage, problems, root, transform), initial
     rates = optimizer.rates(stage.optimizer, stage.steps)
     if isinstance(stage, stages.Sft):
         update = sft.make_step(subject.model, transform)
-        trained: Any = subject.fresh_adapter(stage.lora, root)
         advance = lambda state, rows: update(*state, subject.params, rows)  # noqa: E731
     else:
-        update, trained = sft.make_pretrain_step(subject.model, transform), subject.params
+        update = sft.make_pretrain_step(subject.model, transform)
         advance = lambda state, rows: update(*state, rows)  # noqa: E731
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
@@ -132,7 +122,7 @@ def _training(
         row |= {"learning_rate": float(rates[step - 1]), "dropped_rows": dropped, "tokens_of_step": tokens}
         return tuple(state), row, []
 
-    return step_fn, (trained, trainer.init_optimizer(transform, trained, subject))
+    return step_fn, initial
 
 
 def _demonstrations(
@@ -151,7 +141,7 @@ def _demonstrations(
 def _install(subject: policy.Policy, stage: loop.TrainingStage, state: Any) -> None:
     """Makes what a stage trained the policy."""
     if isinstance(stage, stages.Pretrain):
-        subject.params = state[0]
+        subject.params, subject.source = state[0], ""
     else:
         subject.adapter = state[0]
 
@@ -173,7 +163,7 @@ def _look(
         progress["evaluations"].append(evaluate.evaluate(subject, held_out, stage, key))
     else:
         print(f"{stage.name}: writing {stage.folder}", flush=True)
-        weights.save(stage.folder, subject.model, subject.params, words=subject.tokenizer)
+        weights.save(stage.folder, subject.model, subject.params, words=subject.words, source=subject.source)
     _remember(workdir, progress, stage, 0, time.perf_counter() - start)
 
 

@@ -5,28 +5,38 @@ import zlib
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from thinkfirst.core import sharding
-from thinkfirst.models import gemma, lora, tokenizer
+from thinkfirst.models import gemma, lora
+from thinkfirst.models import tokenizer as tokenizer_lib
 from thinkfirst.rl import batch, rollout, stages
-
-PROMPT_BUCKET = 64  # prompts are padded to a multiple of this many tokens: few shapes, few compilations
 
 
 @dataclasses.dataclass
 class Policy:
-    """The model being trained.  `adapter` None is the base itself."""
+    """The model being trained.  `adapter` None is the base itself.
+
+    `source` is the folder the base was read from, `merged` what has become part of it since; `words` may be missing as
+    long as nobody asks for text.
+    """
 
     model: gemma.Model
-    tokenizer: tokenizer.Tokenizer
+    words: tokenizer_lib.Tokenizer | None
     mesh: Mesh
     params: gemma.Params
+    stop_ids: tuple[int, ...]
     adapter: lora.Adapter | None = None
+    merged: tuple[lora.Adapter, ...] = ()
+    source: str = ""
     instruction: str = ""
     max_prompt_tokens: int = 512
     _engines: dict[tuple[int, int], rollout.Engine] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> tokenizer_lib.Tokenizer:
+        """The tokenizer; ValueError says what to fetch where there is none."""
+        return self.words or tokenizer_lib.Tokenizer(self.source)
 
     def fresh_adapter(self, config: stages.LoraConfig, key: jax.Array) -> lora.Adapter:
         """An adapter that changes nothing yet, laid out on the mesh."""
@@ -43,7 +53,8 @@ class Policy:
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.params)
         specs = self.model.adapted()
         merged = jax.jit(lambda params, adapter: lora.merge(params, adapter, specs), out_shardings=layout)
-        self.params, self.adapter = merged(self.params, self.adapter), None
+        self.params, self.merged = merged(self.params, self.adapter), (*self.merged, self.adapter)
+        self.adapter = None
 
     def prompts(self, problems: Sequence[batch.Problem]) -> batch.Prompts:
         """Tokenised prompts of problems, as host arrays padded to a bucket, `max_prompt_tokens` at most."""
@@ -53,15 +64,8 @@ class Policy:
                 raise ValueError(
                     f"problem {problem.id}: prompt of {len(row)} tokens, max_prompt_tokens={self.max_prompt_tokens}"
                 )
-        width = min(-(-max(map(len, rows)) // PROMPT_BUCKET) * PROMPT_BUCKET, self.max_prompt_tokens)
-        tokens_PT = np.zeros((len(rows), width), np.int32)
-        for place, row in enumerate(rows):
-            tokens_PT[place, : len(row)] = row
-        return batch.Prompts(
-            tokens_PT=tokens_PT,
-            length_P=np.array([len(row) for row in rows], np.int32),
-            id_P=np.array([zlib.crc32(problem.id.encode()) for problem in problems], np.uint32),
-        )
+        width = min(batch.bucket(max(map(len, rows))), self.max_prompt_tokens)
+        return batch.pad_prompts(rows, [zlib.crc32(problem.id.encode()) for problem in problems], width)
 
     def sample(
         self, prompts: batch.Prompts, sampling: batch.Sampling, key: jax.Array, *, group: int, room: int
@@ -69,7 +73,7 @@ class Policy:
         """`group` completions of each prompt; engines are kept, so that equal shapes compile once."""
         if (group, room) not in self._engines:
             self._engines[group, room] = rollout.Engine(
-                self.model, self.mesh, group=group, room=room, stop_ids=self.tokenizer.stop_ids
+                self.model, self.mesh, group=group, room=room, stop_ids=self.stop_ids
             )
         return self._engines[group, room].sample(self.params, self.adapter, prompts, sampling, key)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from thinkfirst.core import metrics, sharding
 from thinkfirst.rl import advantage, batch, curriculum, learner, loop, optimizer, policy, stages
@@ -19,10 +20,13 @@ LEARNER_BUCKET = 128  # sequences are trimmed to a multiple of this many tokens:
 
 
 def make_grpo_step(
-    subject: policy.Policy, stage: stages.Grpo, problems: source.Source, root: jax.Array
-) -> tuple[loop.Step, Any]:
-    """(step function of the stage, state it starts from: a fresh adapter and its optimiser's)."""
-    transform = optimizer.make(stage.optimizer, stage.steps)
+    subject: policy.Policy,
+    stage: stages.Grpo,
+    problems: source.Source,
+    root: jax.Array,
+    transform: optax.GradientTransformation,
+) -> loop.Step:
+    """Step function of the stage; its state is the adapter and that of the optimiser `transform`."""
     update = learner.make_step(
         subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=stage.remat
     )
@@ -66,8 +70,7 @@ def make_grpo_step(
         }
         return (subject.adapter, opt_state), row, completion_rows(rows, graded, advantage_PG)
 
-    adapter = subject.fresh_adapter(stage.lora, jax.random.fold_in(root, 0))
-    return step_fn, (adapter, init_optimizer(transform, adapter, subject))
+    return step_fn
 
 
 def init_optimizer(transform: Any, trained: Any, subject: policy.Policy) -> Any:

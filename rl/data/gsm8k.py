@@ -11,18 +11,18 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 def read(path: str) -> list[batch.Demonstration]:
     """Problems with their worked solutions in our format; difficulty from the number of solution lines."""
-    return [_demonstration(path, number, row) for number, row in enumerate(files.read_json_lines(path), 1)]
+    return [_demonstration(place, row) for place, row in files.read_json_lines(path)]
 
 
-def _demonstration(path: str, number: int, row: dict) -> batch.Demonstration:
+def _demonstration(place: str, row: dict) -> batch.Demonstration:
     question, solution = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not isinstance(solution, str):
-        raise ValueError(f"{path}:{number}: GSM8K rows have text under 'question' and 'answer', got {sorted(row)}")
+        raise ValueError(f"{place}: GSM8K rows have text under 'question' and 'answer', got {sorted(row)}")
     worked, marker, answer = solution.rpartition("####")
     if not marker or not answer.strip():
-        raise ValueError(f"{path}:{number}: the answer does not end in '#### number': {solution[-40:]!r}")
+        raise ValueError(f"{place}: the answer does not end in '#### number': {solution[-40:]!r}")
     lines = [_CALCULATOR.sub("", line).strip() for line in worked.splitlines() if line.strip()]
-    steps = "\n".join(f"Step {place}: {line}" for place, line in enumerate(lines, 1))
+    steps = "\n".join(f"Step {number}: {line}" for number, line in enumerate(lines, 1))
     problem = batch.Problem(
         id=hashlib.sha256(question.encode()).hexdigest()[:16],
         question=question,

@@ -11,16 +11,16 @@ _OPTIONAL: dict[str, type] = {"domain": str, "difficulty": str, "choices": list,
 
 def read(path: str) -> list[batch.Demonstration]:
     """Problems of a file; `completion`, where a row has one, is a solution to imitate."""
-    return [_demonstration(path, number, row) for number, row in enumerate(files.read_json_lines(path), 1)]
+    return [_demonstration(place, row) for place, row in files.read_json_lines(path)]
 
 
-def _demonstration(path: str, number: int, row: dict[str, Any]) -> batch.Demonstration:
+def _demonstration(place: str, row: dict[str, Any]) -> batch.Demonstration:
     for name in ("question", "answer"):
         if not isinstance(row.get(name), str) or not row[name].strip():
-            raise ValueError(f"{path}:{number}: {name!r} must be text, got {row.get(name)!r}")
+            raise ValueError(f"{place}: {name!r} must be text, got {row.get(name)!r}")
     for name, kind in _OPTIONAL.items():
         if name in row and not isinstance(row[name], kind):
-            raise ValueError(f"{path}:{number}: {name!r} must be a {kind.__name__}, got {row[name]!r}")
+            raise ValueError(f"{place}: {name!r} must be a {kind.__name__}, got {row[name]!r}")
     problem = batch.Problem(
         id=hashlib.sha256(row["question"].encode()).hexdigest()[:16],
         question=row["question"],

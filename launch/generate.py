@@ -1,0 +1,118 @@
+"""Completions of given prompts under any model on disk, sampled by the engine that trains.
+
+    python -m thinkfirst.launch.generate --workdir=runs/demo --chat --prompt="Ann has 12 apples and eats 5. How many?"
+    python -m thinkfirst.launch.generate --checkpoint=FOLDER --input=PROMPTS.jsonl --out=COMPLETIONS.jsonl
+
+A row is {"prompt": text} (a <bos> is put before it; with --chat it is a user's turn), {"messages": [...]} or
+{"tokens": [ids]}.  A row out is {"tokens", "text", "logprobs", "finish_reason"}: --num_samples of them for every row
+in, in order.  Where finish_reason is "stop" the stop token is the last of `tokens`, and not in the text; log-probs, in
+nats, are those of the distribution that was sampled.  A completion depends on the seed, its row's place and its number.
+"""
+
+import pathlib
+import sys
+
+import tqdm
+from absl import flags
+
+from thinkfirst.core import files
+from thinkfirst.launch import opening, rows
+from thinkfirst.rl import batch, generate, policy
+
+
+def define_flags() -> flags.FlagValues:
+    """The command line."""
+    line = opening.define_flags()
+    flags.DEFINE_string("input", "", "JSONL file of rows, or - for standard input", flag_values=line)
+    flags.DEFINE_string("prompt", "", "one prompt, in place of --input", flag_values=line)
+    flags.DEFINE_bool("chat", False, "prompts are a user's turn, not raw text", flag_values=line)  # noqa: FBT003
+    flags.DEFINE_string("out", "", "JSONL file to write (default: the texts are printed)", flag_values=line)
+    flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest token", flag_values=line)
+    flags.DEFINE_integer("top_k", 0, "0 keeps every token", flag_values=line)
+    flags.DEFINE_float("top_p", 1.0, "1 keeps every token", flag_values=line)
+    flags.DEFINE_integer("num_samples", 1, "completions of each row", flag_values=line)
+    flags.DEFINE_integer("max_new_tokens", 256, "length at which a completion is cut off", flag_values=line)
+    flags.DEFINE_integer("seed", 0, "of the sampling", flag_values=line)
+    flags.DEFINE_integer("batch_size", 16, "rows that are sampled at once", flag_values=line)
+    return line
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0 done, 2 for input that cannot be used."""
+    return opening.main(argv, define_flags(), __doc__ or "", _generate)
+
+
+def _generate(line: flags.FlagValues) -> None:
+    if bool(line.input) == bool(line.prompt):
+        raise ValueError("name one source of prompts: --input=FILE or --prompt=TEXT")
+    for name, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0)):
+        if getattr(line, name) < least:
+            raise ValueError(f"--{name}={getattr(line, name)} must be at least {least}")
+    sampling = batch.Sampling.of(
+        temperature=line.temperature, top_k=line.top_k, top_p=line.top_p, max_new_tokens=line.max_new_tokens
+    )
+    asked = rows.read(line.input) if line.input else [files.JsonLine("--prompt", {"prompt": line.prompt})]
+    subject = opening.open_policy(line)
+    prompts = [_ids(row, subject, chat=line.chat, room=line.max_new_tokens) for row in asked]
+    print(f"reads {line.input or '--prompt'} ({len(asked)} rows), writes {line.out or 'here'}", flush=True)
+    generated = generate.generate(
+        subject.model,
+        subject.params,
+        subject.adapter,
+        subject.mesh,
+        prompts,
+        sampling=sampling,
+        num_samples=line.num_samples,
+        stop_ids=subject.stop_ids,
+        seed=line.seed,
+        batch_size=line.batch_size,
+    )
+    found: list[list[dict]] = [[] for _ in asked]
+    for place, completions in tqdm.tqdm(generated, total=len(asked), unit="row", disable=not sys.stderr.isatty()):
+        found[place] = [_row(completion, subject) for completion in completions]
+    written = [row for completions in found for row in completions]
+    if line.out:
+        files.write_text(pathlib.Path(line.out), files.json_lines(written))
+    else:
+        print("\n".join(row["text"] or str(row["tokens"]) for row in written))
+    count = sum(len(row["tokens"]) for row in written)
+    stopped = sum(row["finish_reason"] == "stop" for row in written)
+    print(f"{len(written)} completions, {count} tokens, {stopped} ended by themselves")
+
+
+def _ids(row: rows.Row, subject: policy.Policy, *, chat: bool, room: int) -> list[int]:
+    """The row's prompt."""
+    kind = rows.kind(row, "tokens", "prompt", "messages")
+    if kind == "tokens":
+        ids = rows.tokens(row, subject)
+    elif kind == "messages":
+        ids = rows.conversation(row, subject)
+    elif chat:
+        ids = subject.tokenizer.prompt(rows.text(row, "prompt"), subject.instruction)
+    else:
+        ids = [subject.tokenizer.bos_id, *subject.tokenizer.encode(rows.text(row, "prompt"))]
+    if not ids:
+        raise ValueError(f"{row.place}: no tokens to go on from")
+    rows.check_length(row, len(ids) + room, subject)
+    return ids
+
+
+def _row(completion: generate.Generated, subject: policy.Policy) -> dict:
+    """A row out; without a tokenizer its text is null."""
+    shown = completion.tokens[: len(completion.tokens) - (completion.finish_reason == "stop")]
+    text = subject.words.decode(shown)[0] if subject.words else None
+    return {
+        "tokens": completion.tokens,
+        "text": text,
+        "logprobs": completion.logprobs,
+        "finish_reason": completion.finish_reason,
+    }
+
+
+def cli() -> None:
+    """Console script."""
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    cli()

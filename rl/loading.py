@@ -1,0 +1,84 @@
+"""From a recipe or a folder to a policy: tokenizer and model are checked against each other before a weight is read."""
+
+import dataclasses
+import pathlib
+
+import jax
+from jax.sharding import Mesh
+
+from thinkfirst.core import mesh as mesh_lib
+from thinkfirst.core import sharding
+from thinkfirst.models import config as model_config
+from thinkfirst.models import gemma, hf_config, weights
+from thinkfirst.models import tokenizer as tokenizer_lib
+from thinkfirst.rl import policy, stages
+from thinkfirst.rl.data import source
+
+
+def from_config(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: str = "") -> policy.Policy:
+    """The policy a recipe starts from: its checkpoint, or random weights of its architecture."""
+    if config.checkpoint:
+        subject = from_folder(config.checkpoint, mesh_lib.make(config.mesh), tokenizer=config.tokenizer, dtype=dtype)
+    else:
+        shape = _computing_in(dtype, _architecture(config.architecture))
+        words = _tokenizer(config, workdir, shape)
+        tokenizer_lib.check_vocab(words, shape.vocab_size)
+        model, devices = gemma.Model(shape), mesh_lib.make(config.mesh)
+        layout = sharding.parameters(model.letters(), model.shapes(), devices)
+        params = jax.device_put(model.init(config.seed), layout)
+        subject = policy.Policy(model, words, devices, params, stop_ids=words.stop_ids)
+    return dataclasses.replace(subject, instruction=config.instruction, max_prompt_tokens=config.max_prompt_tokens)
+
+
+def from_folder(folder: str | pathlib.Path, devices: Mesh, *, tokenizer: str = "", dtype: str = "") -> policy.Policy:
+    """A checkpoint folder laid out on the mesh; it computes in `dtype`, by default the one its config names.
+
+    The tokenizer is the folder's, or its parent's where Kaggle keeps it, unless another file is named.  A folder
+    without one still serves rows of tokens.
+    """
+    shape = _computing_in(dtype, weights.config(folder))
+    words, special = _words_of(pathlib.Path(folder), tokenizer), hf_config.special_ids(folder)
+    if words:
+        tokenizer_lib.check_vocab(words, shape.vocab_size)
+        tokenizer_lib.check_special(words, special)
+    stop_ids = tuple(dict.fromkeys((*special.eos_ids, *(words.stop_ids if words else ()))))
+    if beyond := [stop for stop in stop_ids if not 0 <= stop < shape.vocab_size]:
+        raise ValueError(f"{folder}: stop id {beyond[0]} is outside the vocabulary of {shape.vocab_size}")
+    model = gemma.Model(shape)
+    params = weights.load(folder, model, sharding.parameters(model.letters(), model.shapes(), devices))
+    return policy.Policy(model, words, devices, params, stop_ids=stop_ids, source=str(folder))
+
+
+def _computing_in(dtype: str, shape: model_config.GemmaConfig) -> model_config.GemmaConfig:
+    return dataclasses.replace(shape, dtype=dtype) if dtype else shape
+
+
+def _architecture(name: str) -> model_config.GemmaConfig:
+    if name not in model_config.BY_NAME:
+        known = ", ".join(model_config.BY_NAME)
+        raise ValueError(f"architecture={name!r}: there is {known} (or set checkpoint=FOLDER)")
+    return model_config.BY_NAME[name]()
+
+
+def _tokenizer(
+    config: stages.RunConfig, workdir: pathlib.Path, shape: model_config.GemmaConfig
+) -> tokenizer_lib.Tokenizer:
+    """The configured tokenizer, or, for a run that pre-trains, one made from its corpus."""
+    if config.tokenizer:
+        return tokenizer_lib.Tokenizer(config.tokenizer)
+    if not isinstance(config.stages[0], stages.Pretrain):
+        raise ValueError("tokenizer is not set: --set tokenizer=FILE (a SentencePiece .model)")
+    path = workdir / tokenizer_lib.FILE_NAME
+    if not path.is_file():
+        workdir.mkdir(parents=True, exist_ok=True)
+        tokenizer_lib.train(source.corpus(config.seed), path, vocab_size=shape.vocab_size)
+    return tokenizer_lib.Tokenizer(path)
+
+
+def _words_of(folder: pathlib.Path, named: str) -> tokenizer_lib.Tokenizer | None:
+    """The tokenizer named, or the one beside the weights, or the one a level above them."""
+    if named:
+        return tokenizer_lib.Tokenizer(named)
+    places = (folder / tokenizer_lib.FILE_NAME, folder.absolute().parent / tokenizer_lib.FILE_NAME)
+    found = next((place for place in places if place.is_file()), None)
+    return tokenizer_lib.Tokenizer(found) if found else None
