@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from thinkfirst.core import files
 from thinkfirst.models import config as model_config
-from thinkfirst.models import gemma, tokenizer
+from thinkfirst.models import gemma, hf_config, tokenizer
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -78,10 +78,12 @@ def save(folder: str | pathlib.Path, model: gemma.Model, params: gemma.Params, *
     tensors = {}
     for name, place, to_ours, shape in _places(model.config, host):
         tensors[name] = np.ascontiguousarray(_inverse(to_ours, shape, place))
-    stop = {"bos_token_id": words.bos_id, "eos_token_id": list(words.stop_ids), "pad_token_id": words.pad_id}
+    special = hf_config.SpecialIds(words.bos_id, words.stop_ids, words.pad_id)
+    described = hf_config.to_hf(model.config, dtype=host["embedding"].dtype.name, special=special)
+    stop = hf_config.generation_to_hf(special)
     files.write_bytes(folder / WEIGHTS_NAME, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     files.write_text(folder / "generation_config.json", json.dumps(stop, indent=2) + "\n")
-    files.write_text(folder / "config.json", json.dumps(model_config.to_hf(model.config), indent=2) + "\n")
+    files.write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
     files.write_bytes(folder / tokenizer.FILE_NAME, words.path.read_bytes())
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from thinkfirst.core import config as config_lib
 from thinkfirst.core import files, mesh, runtime, sharding
 from thinkfirst.models import config as model_config
-from thinkfirst.models import gemma, weights
+from thinkfirst.models import gemma, hf_config, weights
 from thinkfirst.models import tokenizer as tokenizer_lib
 from thinkfirst.rl import evaluate, loop, optimizer, policy, report, sft, stages, trainer
 from thinkfirst.rl.data import source
@@ -61,7 +61,7 @@ def run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget)
 def load_policy(config: stages.RunConfig, workdir: pathlib.Path) -> policy.Policy:
     """Tokenizer, then model, checked against each other before any weight is read."""
     if config.checkpoint:
-        shape = model_config.read(config.checkpoint)
+        shape = hf_config.read(config.checkpoint)
     else:
         shape = _architecture(config.architecture)
     words = _tokenizer(config, workdir, shape)
