@@ -17,7 +17,7 @@ from thinkfirst.models import config as model_config
 from thinkfirst.models import flax_weights, gemma, hf_config, hf_weights, tokenizer
 
 Form = Literal["hf", "orbax"]
-CONFIG, GENERATION = "config.json", "generation_config.json"
+GEMMA_IDS = hf_config.SpecialIds(bos_id=2, eos_ids=(1,), pad_id=0)  # of every published Gemma
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -29,9 +29,12 @@ TOKENIZER_FILES = (
 
 def config(folder: str | pathlib.Path) -> model_config.GemmaConfig:
     """The model a folder holds: from its config.json, or, where Orbax wrote none, from the shapes of its tensors."""
-    if flax_weights.is_one(folder) and not (pathlib.Path(folder) / CONFIG).is_file():
-        return flax_weights.config(folder)
-    return hf_config.read(folder)
+    return flax_weights.config(folder) if _is_bare_flax(folder) else hf_config.read(folder)
+
+
+def special_ids(folder: str | pathlib.Path) -> hf_config.SpecialIds:
+    """The ids that begin, end and pad a row, as the folder's own files say."""
+    return GEMMA_IDS if _is_bare_flax(folder) else hf_config.special_ids(folder)
 
 
 def load(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> gemma.Params:
@@ -63,7 +66,7 @@ def save(
             hf_weights.save(part, model, params)
         dtype = np.dtype(params["embedding"].dtype).name
         described = hf_config.to_hf(model.config, dtype=dtype, special=special)
-        files.write_text(part / CONFIG, json.dumps(described, indent=2) + "\n")
+        files.write_text(part / hf_config.CONFIG_NAME, json.dumps(described, indent=2) + "\n")
         _copy_beside(part, words, pathlib.Path(source) if source else None, special)
 
 
@@ -72,12 +75,16 @@ def num_parameters(params: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
+def _is_bare_flax(folder: str | pathlib.Path) -> bool:
+    return flax_weights.is_one(folder) and not (pathlib.Path(folder) / hf_config.CONFIG_NAME).is_file()
+
+
 def _special(words: tokenizer.Tokenizer | None, source: str | pathlib.Path) -> hf_config.SpecialIds:
     """Special ids of what is written; whatever ended a turn in the source or in the tokenizer ends one."""
-    known = hf_config.special_ids(source) if source and (pathlib.Path(source) / CONFIG).is_file() else None
+    known = special_ids(source) if source else GEMMA_IDS
     if words is None:
-        return known or hf_config.SpecialIds(bos_id=2, eos_ids=(1,), pad_id=0)
-    ends = dict.fromkeys((*(known.eos_ids if known else ()), *words.stop_ids))
+        return known
+    ends = dict.fromkeys((*known.eos_ids, *words.stop_ids))
     return hf_config.SpecialIds(words.bos_id, tuple(ends), words.pad_id)
 
 
@@ -86,10 +93,10 @@ def _copy_beside(
 ) -> None:
     """Puts generation settings and tokenizer files beside the weights."""
     settings: dict[str, Any] = {}
-    if source and (source / GENERATION).is_file():
-        settings = json.loads((source / GENERATION).read_text())
-    settings |= {"bos_token_id": special.bos_id, "eos_token_id": list(special.eos_ids), "pad_token_id": special.pad_id}
-    files.write_text(part / GENERATION, json.dumps(settings, indent=2) + "\n")
+    if source and (source / hf_config.GENERATION_NAME).is_file():
+        settings = json.loads((source / hf_config.GENERATION_NAME).read_text())
+    settings |= hf_config.generation_to_hf(special)
+    files.write_text(part / hf_config.GENERATION_NAME, json.dumps(settings, indent=2) + "\n")
     if words:
         shutil.copyfile(words.path, part / tokenizer.FILE_NAME)
     if source and (words is None or words.path.parent.absolute() == source.absolute()):

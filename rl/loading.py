@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.core import sharding
 from thinkfirst.models import config as model_config
-from thinkfirst.models import gemma, hf_config, weights
+from thinkfirst.models import gemma, weights
 from thinkfirst.models import tokenizer as tokenizer_lib
 from thinkfirst.rl import policy, stages
 from thinkfirst.rl.data import source
@@ -37,7 +37,7 @@ def from_folder(folder: str | pathlib.Path, devices: Mesh, *, tokenizer: str = "
     without one still serves rows of tokens.
     """
     shape = _computing_in(dtype, weights.config(folder))
-    words, special = _words_of(pathlib.Path(folder), tokenizer), hf_config.special_ids(folder)
+    words, special = _words_of(pathlib.Path(folder), tokenizer), weights.special_ids(folder)
     if words:
         tokenizer_lib.check_vocab(words, shape.vocab_size)
         tokenizer_lib.check_special(words, special)

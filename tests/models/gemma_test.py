@@ -15,7 +15,7 @@ import pytest
 import tolerance
 from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
-from thinkfirst.models import config, gemma, kv_cache, weights
+from thinkfirst.models import config, gemma, hf_config, kv_cache, weights
 
 LENGTH, CACHE = 20, 24
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
@@ -24,7 +24,7 @@ GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 @pytest.fixture(scope="module", params=["hf_gemma2", "hf_gemma3"])
 def case(request):
     """A checkpoint folder opened by us, what transformers computed from it, and our functions compiled."""
-    model = gemma.Model(config.read(GOLDEN / request.param))
+    model = gemma.Model(hf_config.read(GOLDEN / request.param))
     params = jax.tree.map(jnp.asarray, weights.load(GOLDEN / request.param, model))
     with np.load(GOLDEN / f"{request.param}.npz") as file:
         golden = {name: jnp.asarray(file[name]) for name in file.files}

@@ -13,7 +13,7 @@ from flax import nnx
 
 import tolerance
 from thinkfirst.core import mesh, sharding
-from thinkfirst.models import config, gemma, kv_cache, layers, lora
+from thinkfirst.models import gemma, hf_config, kv_cache, layers, lora
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
@@ -21,7 +21,7 @@ GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 @functools.cache
 def case(name):
     """A local and a global layer with the sizes of a golden file, random weights, a fresh and a trained adapter."""
-    sizes = config.read(GOLDEN / name)
+    sizes = hf_config.read(GOLDEN / name)
     model = gemma.Model(dataclasses.replace(sizes, num_layers=2, pattern=("local", "global")))
     rng = np.random.default_rng(0)
     draw = lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
@@ -52,7 +52,7 @@ def hidden(model):
 
 
 def test_factors_have_the_shapes_of_their_einsums():
-    specs = gemma.Model(config.read(GOLDEN / "hf_gemma2")).adapted()
+    specs = gemma.Model(hf_config.read(GOLDEN / "hf_gemma2")).adapted()
     fresh = jax.eval_shape(lambda: lora.init(specs, jax.random.key(1), rank=3, alpha=6.0))
     by_hand = {  # width 16, 4 query heads, 2 key/value heads of 8, ff_width 24, rank 3
         "query": ((16, 3), (3, 4, 8)),

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from thinkfirst.models import config, tokenizer
+from thinkfirst.models import hf_config, tokenizer
 
 DEMO = pathlib.Path(__file__).resolve().parents[2] / "launch" / "demo_base"
 TEXTS = ["How many apples are left?", "There are 12 apples and 30 pears.\nStep 1: 12 + 30 = 42", "user\nmodel\n"] * 20
@@ -72,7 +72,7 @@ def test_the_demos_tokenizer_fits_its_model():
     if not DEMO.is_dir():
         pytest.skip(f"left out: the tokenizer that the demo starts from (no {DEMO})")
     demo = tokenizer.Tokenizer(DEMO)
-    tokenizer.check_vocab(demo, config.read(DEMO).vocab_size)
+    tokenizer.check_vocab(demo, hf_config.read(DEMO).vocab_size)
     question = "Ann has 12 apples. How many?"
     assert demo.decode(demo.prompt(question))[0] == f"{OPENING}{question}{CLOSING}"
     assert not {demo.prompt("hi")[1], *demo.stop_ids} & set(demo.encode(INJECTED))
