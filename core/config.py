@@ -44,7 +44,8 @@ def restored(like: T, dumped: Any, key: str = "") -> T:
             pairs = zip(like, dumped, strict=True)
             return tuple(restored(item, value, f"{key}.{place}") for place, (item, value) in enumerate(pairs))  # type: ignore[return-value]
         return tuple(dumped)  # type: ignore[return-value]
-    if isinstance(dumped, dict | list) or (type(dumped) is not type(like) and not isinstance(dumped, int | float)):
+    whole_for_float = isinstance(like, float) and type(dumped) is int
+    if type(dumped) is not type(like) and not whole_for_float:
         raise ValueError(f"{key}: {dumped!r} is no {type(like).__name__}")
     return type(like)(dumped)  # type: ignore[call-arg]
 

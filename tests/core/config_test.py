@@ -60,3 +60,26 @@ def test_digest_changes_with_any_setting():
 def test_differences_name_the_leaf():
     old, new = config.dump(Root()), config.dump(config.override(Root(), ["stages.two.rate=0.6", "steps=4"]))
     assert config.differences(old, new) == ["stages.1.rate: 0.5 -> 0.6", "steps: 3 -> 4"]
+
+
+def test_what_is_dumped_is_restored():
+    changed = config.override(Root(), ["stages.two.rate=0.6", "steps=4", "words=x,y"])
+    assert config.restored(Root(), config.dump(changed)) == changed
+    assert config.restored(changed, config.dump(Root())) == Root()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"more": 1}, "the settings more are not on both sides"),
+        ({"steps": "x"}, "steps: 'x' is no int"),
+        ({"steps": 1.5}, "steps: 1.5 is no int"),
+        ({"steps": True}, "steps: True is no int"),
+        ({"stages": []}, "stages: 0 entries, expected 2"),
+        ({"stages": 3}, "stages: 3 is no tuple"),
+        ({"stages": [{"name": "one"}, {}]}, "stages.0: the settings .* are not on both sides"),
+    ],
+)
+def test_what_does_not_fit_is_not_restored(change, message):
+    with pytest.raises(ValueError, match=message):
+        config.restored(Root(), config.dump(Root()) | change)
