@@ -1,7 +1,7 @@
 """A recipe's stages, one after the other, in a workdir that remembers how far they got.
 
 A finished stage is never repeated: its adapter is read back, its evaluation kept.  Base weights are read from where the
-recipe has them and the adapters of finished stages merged in again, in order.
+recipe has them, and its adapters and those of finished stages merged in again, in order.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 from thinkfirst.core import config as config_lib
 from thinkfirst.core import files, mesh, runtime, sharding
 from thinkfirst.models import config as model_config
-from thinkfirst.models import gemma, weights
+from thinkfirst.models import gemma, peft, weights
 from thinkfirst.models import tokenizer as tokenizer_lib
 from thinkfirst.rl import evaluate, loop, optimizer, policy, report, sft, stages, trainer
 from thinkfirst.rl.data import source
@@ -69,9 +69,11 @@ def load_policy(config: stages.RunConfig, workdir: pathlib.Path) -> policy.Polic
     model, devices = gemma.Model(shape), mesh.make(config.mesh)
     host = weights.load(config.checkpoint, model) if config.checkpoint else model.init(config.seed)
     params = jax.device_put(host, sharding.parameters(model.letters(), model.shapes(), devices))
-    return policy.Policy(
+    subject = policy.Policy(
         model, words, devices, params, instruction=config.instruction, max_prompt_tokens=config.max_prompt_tokens
     )
+    _merge_adapters(subject, config)
+    return subject
 
 
 def claim(config: stages.RunConfig, workdir: pathlib.Path) -> None:
@@ -83,6 +85,15 @@ def claim(config: stages.RunConfig, workdir: pathlib.Path) -> None:
             raise ValueError(f"{workdir} holds a run with other settings ({'; '.join(changed)}); use another --workdir")
     else:
         files.write_text(path, json.dumps(dumped, indent=2) + "\n")
+
+
+def _merge_adapters(subject: policy.Policy, config: stages.RunConfig) -> None:
+    """Makes the recipe's adapters part of the base, in order."""
+    if config.adapters and not config.checkpoint:
+        raise ValueError(f"adapters={','.join(config.adapters)} are of a base: set checkpoint=FOLDER too")
+    for folder in config.adapters:
+        subject.adapter = subject.laid_out(peft.load(folder, subject.model))
+        subject.merge()
 
 
 def _architecture(name: str) -> model_config.GemmaConfig:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from thinkfirst.core import sharding
-from thinkfirst.models import gemma, lora, tokenizer
+from thinkfirst.models import gemma, lora, peft, tokenizer
 from thinkfirst.rl import batch, rollout, stages
 
 PROMPT_BUCKET = 64  # prompts are padded to a multiple of this many tokens: few shapes, few compilations
@@ -29,12 +29,19 @@ class Policy:
     _engines: dict[tuple[int, int], rollout.Engine] = dataclasses.field(default_factory=dict)
 
     def fresh_adapter(self, config: stages.LoraConfig, key: jax.Array) -> lora.Adapter:
-        """An adapter that changes nothing yet, laid out on the mesh."""
+        """What a stage starts from, laid out on the mesh: an adapter that changes nothing yet, or that of `start`."""
+        if config.start:
+            return self.laid_out(peft.load(config.start, self.model))
         specs = self.model.adapted()
         make = lambda key: lora.init(specs, key, rank=config.rank, alpha=config.alpha)  # noqa: E731
         shapes = jax.eval_shape(make, key)
         layout = sharding.parameters(lora.letters(specs, shapes), shapes, self.mesh)
         return jax.jit(make, out_shardings=layout)(key)
+
+    def laid_out(self, adapter: lora.Adapter) -> lora.Adapter:
+        """An adapter of the host on the mesh."""
+        letters = lora.letters(self.model.adapted(), adapter)
+        return jax.device_put(adapter, sharding.parameters(letters, adapter, self.mesh))
 
     def merge(self) -> None:
         """Makes the adapter part of the base."""
