@@ -2,18 +2,23 @@
 
 The factors of a weight follow from its einsum: A takes the axes the einsum contracts to the rank R, B takes R to the
 axes it produces.  "BTNH,NHD->BTD" gives A [N, H, R] and B [R, D].  A is drawn, B is zero: a fresh adapter changes
-nothing.  Factors are float32 whatever the base is; gradients are taken with respect to this tree alone.
+nothing.  Factors are float32 whatever the base is; gradients are taken with respect to this tree alone.  A weight
+without factors is not adapted, and ranks may differ from weight to weight.
 """
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from thinkfirst.models import layout
+
+Path = layout.Path
 Factors = dict[str, jax.Array]  # {"a": ..., "b": ...}
-Specs = dict[tuple[str, ...], tuple[str, tuple[int, ...]]]  # path -> (einsum, stacked shape), from `Model.adapted`
+Specs = dict[Path, tuple[str, tuple[int, ...]]]  # path -> (einsum, stacked shape), from `Model.adapted`
 Tree = dict[str, Any]  # nested like the model's parameters, with Factors at the adapted weights
 
 TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
@@ -88,37 +93,66 @@ def init(specs: Specs, key: jax.Array, *, rank: int, alpha: float) -> Adapter:
         for length in contracted:
             fan_in *= length
         draw = jax.random.normal(jax.random.fold_in(key, place), (size["L"], *contracted, rank), jnp.float32)
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = {"a": draw * fan_in**-0.5, "b": jnp.zeros((size["L"], rank, *produced), jnp.float32)}
+        layout.put(tree, path, {"a": draw * fan_in**-0.5, "b": jnp.zeros((size["L"], rank, *produced), jnp.float32)})
     return Adapter(factors=tree, scale=alpha / rank)
 
 
 def letters(specs: Specs, adapter: Adapter) -> Adapter:
     """The adapter's tree with the dimension letters of each factor in its place."""
-    tree = jax.tree.map(lambda x: x, adapter.factors)
-    for path, (spec, _) in specs.items():
-        node: Any = tree
-        for name in path:
-            node = node[name]
-        parts = split(spec)
-        node["a"], node["b"] = f"L{parts.contracted}R", f"LR{parts.produced}"
+    tree: Tree = {}
+    for path, _ in walk(adapter.factors):
+        parts = split(specs[path][0])
+        layout.put(tree, path, {"a": f"L{parts.contracted}R", "b": f"LR{parts.produced}"})
     return dataclasses.replace(adapter, factors=tree)
 
 
 def merge(params: Tree, adapter: Adapter, specs: Specs) -> Tree:
-    """Base parameters with W + scale * A B in place of every adapted W; the sum is taken in float32."""
+    """Base parameters with W + scale * A B in place of every adapted W.
+
+    The sum is taken in float32 and rounded to the dtype of W: a chain merged into a bfloat16 base is rounded once for
+    each adapter, where `concatenate` of the chain is rounded once.
+    """
     merged = jax.tree.map(lambda x: x, params)
-    for path, (spec, _) in specs.items():
-        factors: Any = adapter.factors
-        owner = merged
-        for name in path:
-            factors, owner = factors[name], owner[name]
-        letters = split(spec)
+    for path, factors in walk(adapter.factors):
+        owner = layout.at(merged, path)
+        letters = split(specs[path][0])
         product = jnp.einsum(
-            f"L{letters.contracted}R,LR{letters.produced}->L{letters.weight}", factors["a"], factors["b"]
+            f"L{letters.contracted}R,LR{letters.produced}->L{letters.weight}",
+            factors["a"],
+            factors["b"],
+            precision=jax.lax.Precision.HIGHEST,  # once per run, and a TPU would otherwise multiply in bfloat16
         )
         weight = owner["weight"]
         owner["weight"] = (weight.astype(jnp.float32) + adapter.scale * product).astype(weight.dtype)
     return merged
+
+
+def concatenate(adapters: Sequence[Adapter]) -> Adapter:
+    """One adapter that adds what all of them together add to the base: their A side by side, their B stacked.
+
+    A scale that all share is kept; where they differ it is 1 and each B holds its own.
+    """
+    if not adapters:
+        raise ValueError("there is no adapter to concatenate")
+    scales = {adapter.scale for adapter in adapters}
+    scale = scales.pop() if len(scales) == 1 else 1.0
+    held: dict[Path, list[Factors]] = {}
+    for adapter in adapters:
+        for path, factors in walk(adapter.factors):
+            b = factors["b"] if adapter.scale == scale else factors["b"] * adapter.scale
+            held.setdefault(path, []).append({"a": factors["a"], "b": b})
+    tree: Tree = {}
+    for path, parts in held.items():
+        a = jnp.concatenate([part["a"] for part in parts], axis=-1)
+        b = jnp.concatenate([part["b"] for part in parts], axis=1)
+        layout.put(tree, path, {"a": a, "b": b})
+    return Adapter(factors=tree, scale=scale)
+
+
+def walk(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Factors]]:
+    """(path, factors) of every adapted weight."""
+    if set(tree) == {"a", "b"}:
+        yield path, tree
+    else:
+        for name, node in tree.items():
+            yield from walk(node, (*path, name))

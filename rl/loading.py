@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -9,14 +10,16 @@ from jax.sharding import Mesh
 from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.core import sharding
 from thinkfirst.models import config as model_config
-from thinkfirst.models import gemma, weights
+from thinkfirst.models import gemma, peft, weights
 from thinkfirst.models import tokenizer as tokenizer_lib
 from thinkfirst.rl import policy, stages
 from thinkfirst.rl.data import source
 
 
 def from_config(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: str = "") -> policy.Policy:
-    """The policy a recipe starts from: its checkpoint, or random weights of its architecture."""
+    """The policy a recipe starts from: its checkpoint and adapters, or random weights of its architecture."""
+    if config.adapters and not config.checkpoint:
+        raise ValueError(f"adapters={','.join(config.adapters)} are of a base: set checkpoint=FOLDER too")
     if config.checkpoint:
         subject = from_folder(config.checkpoint, mesh_lib.make(config.mesh), tokenizer=config.tokenizer, dtype=dtype)
     else:
@@ -27,7 +30,9 @@ def from_config(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: str =
         layout = sharding.parameters(model.letters(), model.shapes(), devices)
         params = jax.device_put(model.init(config.seed), layout)
         subject = policy.Policy(model, words, devices, params, stop_ids=words.stop_ids)
-    return dataclasses.replace(subject, instruction=config.instruction, max_prompt_tokens=config.max_prompt_tokens)
+    subject = dataclasses.replace(subject, instruction=config.instruction, max_prompt_tokens=config.max_prompt_tokens)
+    merge_adapters(subject, config.adapters)
+    return subject
 
 
 def from_folder(folder: str | pathlib.Path, devices: Mesh, *, tokenizer: str = "", dtype: str = "") -> policy.Policy:
@@ -47,6 +52,15 @@ def from_folder(folder: str | pathlib.Path, devices: Mesh, *, tokenizer: str = "
     model = gemma.Model(shape)
     params = weights.load(folder, model, sharding.parameters(model.letters(), model.shapes(), devices))
     return policy.Policy(model, words, devices, params, stop_ids=stop_ids, source=str(folder))
+
+
+def merge_adapters(subject: policy.Policy, folders: Sequence[str]) -> None:
+    """Makes the adapters of PEFT folders part of the base, in order, and the policy's own before them."""
+    for folder in folders:
+        if subject.adapter is not None:
+            subject.merge()
+        subject.adapter = subject.laid_out(peft.load(folder, subject.model))
+        subject.merge()
 
 
 def _computing_in(dtype: str, shape: model_config.GemmaConfig) -> model_config.GemmaConfig:

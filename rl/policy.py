@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from thinkfirst.core import sharding
-from thinkfirst.models import gemma, lora
+from thinkfirst.models import gemma, lora, peft
 from thinkfirst.models import tokenizer as tokenizer_lib
 from thinkfirst.rl import batch, rollout, stages
 
@@ -39,12 +39,19 @@ class Policy:
         return self.words or tokenizer_lib.Tokenizer(self.source)
 
     def fresh_adapter(self, config: stages.LoraConfig, key: jax.Array) -> lora.Adapter:
-        """An adapter that changes nothing yet, laid out on the mesh."""
+        """What a stage starts from, laid out on the mesh: an adapter that changes nothing yet, or that of `start`."""
+        if config.start:
+            return self.laid_out(peft.load(config.start, self.model))
         specs = self.model.adapted()
         make = lambda key: lora.init(specs, key, rank=config.rank, alpha=config.alpha)  # noqa: E731
         shapes = jax.eval_shape(make, key)
         layout = sharding.parameters(lora.letters(specs, shapes), shapes, self.mesh)
         return jax.jit(make, out_shardings=layout)(key)
+
+    def laid_out(self, adapter: lora.Adapter) -> lora.Adapter:
+        """An adapter of the host on the mesh."""
+        letters = lora.letters(self.model.adapted(), adapter)
+        return jax.device_put(adapter, sharding.parameters(letters, adapter, self.mesh))
 
     def merge(self) -> None:
         """Makes the adapter part of the base."""

@@ -17,10 +17,15 @@ def _at_least(stage: object, **minimums: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Rank and alpha of an adapter on every projection."""
+    """Rank and alpha of a fresh adapter on every projection; or a start, which brings its own.
+
+    `start` is an adapter folder of PEFT.  Its projections, ranks and alpha count, and `rank` and `alpha` here do not.
+    It is no part of the base: the KL term of GRPO pulls towards the base without it (else list it in `adapters`).
+    """
 
     rank: int = 16
     alpha: float = 16.0
+    start: str = ""
 
     def __post_init__(self) -> None:
         _at_least(self, rank=1)
@@ -139,13 +144,15 @@ class RunConfig:
     """A recipe: where the model comes from, what it is taught with, and the stages in order.
 
     `checkpoint` is a Hugging Face folder; without one the model is random, of the shape `architecture` names in
-    `models/config.py`.  `tokenizer` defaults to the checkpoint's; a run that pre-trains makes its own.
+    `models/config.py`.  `adapters` are folders of PEFT, merged in order into the checkpoint as it is read.
+    `tokenizer` defaults to the checkpoint's; a run that pre-trains makes its own.
     """
 
     recipe: str
     stages: tuple[Stage, ...]
     data: source.DataConfig
     checkpoint: str = ""
+    adapters: tuple[str, ...] = ()
     architecture: str = ""
     tokenizer: str = ""
     instruction: str = ""

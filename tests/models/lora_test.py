@@ -13,7 +13,7 @@ from flax import nnx
 
 import tolerance
 from thinkfirst.core import mesh, sharding
-from thinkfirst.models import gemma, hf_config, kv_cache, layers, lora
+from thinkfirst.models import gemma, hf_config, kv_cache, layers, layout, lora
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
@@ -171,3 +171,92 @@ def test_a_mesh_gives_what_one_device_gives(name):
     assert tuple(attention["query"]["weight"].spec) == (None, "fsdp", "tensor", None)
     assert tuple(factors["key"]["b"].spec) == (None, None, heads, None)
     assert tuple(factors["output"]["a"].spec) == (None, "tensor", None, None)
+
+
+def partly(adapter, *kept):
+    """The adapter on some projections only."""
+    tree = {}
+    for path, factors in lora.walk(adapter.factors):
+        if path[-1] in kept:
+            layout.put(tree, path, factors)
+    return dataclasses.replace(adapter, factors=tree)
+
+
+def trained(case, seed, *kept, rank=3, alpha=6.0):
+    """A small adapter with random factors; `kept` are the projections it is on."""
+    rng = np.random.default_rng(seed)
+    fresh = lora.init(case.specs, jax.random.key(0), rank=rank, alpha=alpha)
+    draw = lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+    return partly(jax.tree.map(draw, fresh), *(kept or lora.TARGETS))
+
+
+def test_an_adapter_may_be_on_some_projections_only(gemma2):
+    adapter = partly(gemma2.trained, "query", "down")
+    assert set(adapter.factors["stack_0"]["layer_0"]["attention"]) == {"query"}
+    applied_BTD = gemma2.hidden(gemma2.params, adapter, gemma2.tokens_BT)
+    merged = lora.merge(gemma2.params, adapter, gemma2.specs)
+    tolerance.assert_close(gemma2.hidden(merged, None, gemma2.tokens_BT), applied_BTD)
+    assert jnp.abs(applied_BTD - gemma2.hidden(gemma2.params, None, gemma2.tokens_BT)).max() > 0.1
+    for (path, before), after in zip(
+        jax.tree_util.tree_leaves_with_path(gemma2.params), jax.tree.leaves(merged), strict=True
+    ):
+        adapted = any(key.key in ("query", "down") for key in path)
+        assert (before != after).any() == adapted, path
+    letters = lora.letters(gemma2.specs, adapter)
+    assert jax.tree.structure(letters) == jax.tree.structure(adapter)
+    assert letters.factors["stack_0"]["layer_1"]["attention"]["query"] == {"a": "LDR", "b": "LRNH"}
+
+
+@pytest.mark.parametrize("name", ["hf_gemma2", "hf_gemma3"])
+def test_a_chain_is_applied_merged_and_concatenated_alike(name):
+    """Adapters of different projections, ranks and scales; a float32 base."""
+    one = case(name)
+    first = trained(one, 1, "query", "output", "up", rank=2, alpha=3.0)
+    second = trained(one, 2, "query", "down", rank=3, alpha=6.0)
+    chain = lora.concatenate([first, second])
+    attention, ff = chain.factors["stack_0"]["layer_0"]["attention"], chain.factors["stack_0"]["layer_0"]["ff"]
+    assert (attention["query"]["a"].shape[-1], attention["output"]["a"].shape[-1]) == (5, 2)
+    assert (set(attention), set(ff), chain.scale) == ({"query", "output"}, {"up", "down"}, 1.0)
+    in_turn = lora.merge(lora.merge(one.params, first, one.specs), second, one.specs)
+    jax.tree.map(tolerance.assert_close, lora.merge(one.params, chain, one.specs), in_turn)
+    in_turn_BTD = one.hidden(in_turn, None, one.tokens_BT)
+    tolerance.assert_close(one.hidden(one.params, chain, one.tokens_BT), in_turn_BTD)
+    second_BTD = one.hidden(lora.merge(one.params, first, one.specs), second, one.tokens_BT)
+    tolerance.assert_close(second_BTD, in_turn_BTD)
+    assert jnp.abs(in_turn_BTD - one.hidden(one.params, None, one.tokens_BT)).max() > 0.1
+
+
+def test_the_order_of_a_chain_changes_nothing(gemma2):
+    first, second = trained(gemma2, 1), trained(gemma2, 2, "gate", rank=1)
+    one_way, other_way = (lora.concatenate(order) for order in ([first, second], [second, first]))
+    merged = [lora.merge(gemma2.params, chain, gemma2.specs) for chain in (one_way, other_way)]
+    jax.tree.map(tolerance.assert_close, *merged)
+
+
+def test_a_scale_that_all_share_is_kept(gemma2):
+    first, second = trained(gemma2, 1), trained(gemma2, 2)
+    alone, both = lora.concatenate([first]), lora.concatenate([first, second])
+    jax.tree.map(np.testing.assert_array_equal, alone, first)
+    assert alone.scale == both.scale == 2.0
+    query, of_second = (each.factors["stack_0"]["layer_0"]["attention"]["query"] for each in (both, second))
+    np.testing.assert_array_equal(query["b"][:, 3:], of_second["b"])
+    np.testing.assert_array_equal(query["a"][..., 3:], of_second["a"])
+
+
+def test_a_chain_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no adapter"):
+        lora.concatenate([])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "in_turn", "at_once"), [("bfloat16", 1.0, 1 + 2**-7), ("float16", 1 + 2**-7, 1 + 2**-7)]
+)
+def test_a_merge_is_rounded_to_the_bases_dtype(dtype, in_turn, at_once):
+    """W = 1 and twice 2**-8: bfloat16 has no number between 1 and 1 + 2**-7, and half way up rounds to the even 1."""
+    specs = {("up",): ("BTD,DF->BTF", (1, 1, 1))}
+    adapter = lora.Adapter({"up": {"a": jnp.full((1, 1, 1), 2.0**-8), "b": jnp.ones((1, 1, 1))}}, scale=1.0)
+    base = {"up": {"weight": jnp.ones((1, 1, 1), dtype)}}
+    merged = lora.merge(lora.merge(base, adapter, specs), adapter, specs)
+    assert merged["up"]["weight"].dtype == dtype
+    assert float(merged["up"]["weight"][0, 0, 0]) == in_turn
+    assert float(lora.merge(base, lora.concatenate([adapter] * 2), specs)["up"]["weight"][0, 0, 0]) == at_once
