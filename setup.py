@@ -8,7 +8,13 @@ import pathlib
 import setuptools
 
 LAYERS = ("core", "kernels", "models", "rl", "launch")
-PROGRAMS = ("train", "bench")  # launch/NAME.py with a function `cli`; each becomes the command thinkfirst-NAME
+PROGRAMS = (
+    "train",
+    "generate",
+    "score",
+    "export",
+    "bench",
+)  # launch/NAME.py with a function `cli`; each becomes the command thinkfirst-NAME
 
 
 def packages() -> dict[str, str]:

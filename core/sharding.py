@@ -48,6 +48,7 @@ def place(
     """
     parts = []
     for device, index in layout.addressable_devices_indices_map(shape).items():
+        assert index is not None
         bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
         inner = tuple(slice(*bound) for bound in bounds[1:])
         (first, last), row_bytes = bounds[0], dtype.itemsize * math.prod(stop - start for start, stop in bounds[1:])

@@ -59,7 +59,8 @@ def load(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> gemm
     leaves = _leaves(found, model)
     mesh = jax.tree.leaves(shardings)[0].mesh
     stored = {piece.name: piece for leaf in leaves for piece in leaf.stored}
-    wanted, how = {}, {}
+    wanted: Any = {}
+    how: Any = {}
     for name, piece in stored.items():
         letters = piece.axes if piece.part is None else "L" + piece.axes
         spec = sharding.parameter_spec(letters, found[name].shape, mesh)

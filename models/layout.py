@@ -177,10 +177,10 @@ def index(axes: str, letters: str, part: Sequence[slice], size: dict[str, int]) 
     """The slices of a tensor with axes `axes` that hold the part `part` of a weight with axes `letters`."""
     wanted = dict(zip(letters, part, strict=True))
     found = []
-    for first, *rest in _groups(axes):
-        assert all(wanted[letter].indices(size[letter]) == (0, size[letter], 1) for letter in rest), (axes, part)
-        inner = math.prod(size[letter] for letter in rest)
-        start, stop, _ = wanted[first].indices(size[first])
+    for group in _groups(axes):
+        assert all(wanted[letter].indices(size[letter]) == (0, size[letter], 1) for letter in group[1:]), (axes, part)
+        inner = math.prod(size[letter] for letter in group[1:])
+        start, stop, _ = wanted[group[0]].indices(size[group[0]])
         found.append(slice(start * inner, stop * inner))
     return tuple(found)
 

@@ -104,7 +104,7 @@ def write(path: pathlib.Path, tensors: Sequence[Made]) -> None:
         for tensor in ordered:
             made = np.ascontiguousarray(tensor.make())
             assert made.dtype == tensor.dtype and made.shape == tensor.shape, tensor.name
-            file.write(memoryview(made.reshape(-1).view(np.uint8)))
+            file.write(_bytes(made))
         file.flush()
         os.fsync(file.fileno())
 
@@ -184,9 +184,14 @@ def _whole(shape: tuple[int, ...]) -> tuple[slice, ...]:
     return (slice(None),) * len(shape)
 
 
+def _bytes(array: np.ndarray) -> memoryview:
+    """The memory of a contiguous array; numpy hands out that of bfloat16 only as another dtype."""
+    return memoryview(array.reshape(-1).view(np.uint8).data)
+
+
 def _fill(file: Any, block: np.ndarray, path: pathlib.Path, name: str) -> None:
     """Reads until `block` is full."""
-    view = memoryview(block.reshape(-1).view(np.uint8))
+    view = _bytes(block)
     while len(view):
         count = file.readinto(view)
         if not count:

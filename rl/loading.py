@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 from jax.sharding import Mesh
@@ -15,8 +16,10 @@ from thinkfirst.models import tokenizer as tokenizer_lib
 from thinkfirst.rl import policy, stages
 from thinkfirst.rl.data import source
 
+Dtype = Literal["", "float32", "bfloat16"]
 
-def from_config(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: str = "") -> policy.Policy:
+
+def from_config(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: Dtype = "") -> policy.Policy:
     """The policy a recipe starts from: its checkpoint and adapters, or random weights of its architecture."""
     if config.adapters and not config.checkpoint:
         raise ValueError(f"adapters={','.join(config.adapters)} are of a base: set checkpoint=FOLDER too")
@@ -35,7 +38,7 @@ def from_config(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: str =
     return subject
 
 
-def from_folder(folder: str | pathlib.Path, devices: Mesh, *, tokenizer: str = "", dtype: str = "") -> policy.Policy:
+def from_folder(folder: str | pathlib.Path, devices: Mesh, *, tokenizer: str = "", dtype: Dtype = "") -> policy.Policy:
     """A checkpoint folder laid out on the mesh; it computes in `dtype`, by default the one its config names.
 
     The tokenizer is the folder's, or its parent's where Kaggle keeps it, unless another file is named.  A folder
@@ -45,7 +48,7 @@ def from_folder(folder: str | pathlib.Path, devices: Mesh, *, tokenizer: str = "
     words, special = _words_of(pathlib.Path(folder), tokenizer), weights.special_ids(folder)
     if words:
         tokenizer_lib.check_vocab(words, shape.vocab_size)
-        tokenizer_lib.check_special(words, special)
+        tokenizer_lib.check_special(words, bos_id=special.bos_id, eos_ids=special.eos_ids, pad_id=special.pad_id)
     stop_ids = tuple(dict.fromkeys((*special.eos_ids, *(words.stop_ids if words else ()))))
     if beyond := [stop for stop in stop_ids if not 0 <= stop < shape.vocab_size]:
         raise ValueError(f"{folder}: stop id {beyond[0]} is outside the vocabulary of {shape.vocab_size}")
@@ -63,7 +66,7 @@ def merge_adapters(subject: policy.Policy, folders: Sequence[str]) -> None:
         subject.merge()
 
 
-def _computing_in(dtype: str, shape: model_config.GemmaConfig) -> model_config.GemmaConfig:
+def _computing_in(dtype: Dtype, shape: model_config.GemmaConfig) -> model_config.GemmaConfig:
     return dataclasses.replace(shape, dtype=dtype) if dtype else shape
 
 

@@ -56,7 +56,7 @@ def run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget)
     return _results(config, subject, progress, workdir)
 
 
-def restore(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: str = "") -> policy.Policy:
+def restore(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: loading.Dtype = "") -> policy.Policy:
     """The policy as the run in `workdir` left it: after its last finished stage, or the last save of the one begun."""
     subject = loading.from_config(config, workdir, dtype=dtype)
     num_finished = len(_read_progress(workdir)["stages"])
@@ -91,7 +91,7 @@ def _initial(subject: policy.Policy, stage: loop.TrainingStage, root: jax.Array)
     """(state a training stage starts from, the optimiser's transform)."""
     transform = optimizer.make(stage.optimizer, stage.steps)
     if isinstance(stage, stages.Pretrain):
-        trained = subject.params
+        trained: Any = subject.params
     else:
         key = jax.random.fold_in(root, 0) if isinstance(stage, stages.Grpo) else root
         trained = subject.fresh_adapter(stage.lora, key)

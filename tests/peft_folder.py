@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import safetensors.numpy
 
-from thinkfirst.models import config, gemma
+from thinkfirst.models import gemma, hf_config
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
 ATTENTION, FEED_FORWARD = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")

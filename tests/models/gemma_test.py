@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import tolerance
+from thinkfirst.core import mesh, sharding
 from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
 from thinkfirst.models import config, gemma, hf_config, kv_cache, weights
@@ -25,7 +26,8 @@ GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 def case(request):
     """A checkpoint folder opened by us, what transformers computed from it, and our functions compiled."""
     model = gemma.Model(hf_config.read(GOLDEN / request.param))
-    params = jax.tree.map(jnp.asarray, weights.load(GOLDEN / request.param, model))
+    grid = mesh.make(mesh.MeshConfig(), jax.devices()[:1])
+    params = weights.load(GOLDEN / request.param, model, sharding.parameters(model.letters(), model.shapes(), grid))
     with np.load(GOLDEN / f"{request.param}.npz") as file:
         golden = {name: jnp.asarray(file[name]) for name in file.files}
     return types.SimpleNamespace(

@@ -12,7 +12,8 @@ import safetensors.numpy
 
 import peft_folder
 import tolerance
-from thinkfirst.models import lora, peft, weights
+from thinkfirst.core import mesh, sharding
+from thinkfirst.models import hf_weights, lora, peft
 
 NAMES = ("hf_gemma2", "hf_gemma3")
 
@@ -31,14 +32,15 @@ def added(base, folder, *, scale):
 
 
 def tensors_of(name):
-    return safetensors.numpy.load_file(peft_folder.GOLDEN / name / weights.WEIGHTS_NAME)
+    return safetensors.numpy.load_file(peft_folder.GOLDEN / name / hf_weights.SINGLE)
 
 
 def params_of(folder, model, tensors):
     """Our tree of a base with these tensors."""
     folder.mkdir()
-    safetensors.numpy.save_file(tensors, folder / weights.WEIGHTS_NAME)
-    return weights.load(folder, model)
+    safetensors.numpy.save_file(tensors, folder / hf_weights.SINGLE)
+    grid = mesh.make(mesh.MeshConfig(), jax.devices()[:1])
+    return hf_weights.load(folder, model, sharding.parameters(model.letters(), model.shapes(), grid))
 
 
 def assert_adds(model, name, folder, tmp_path, *, scale):

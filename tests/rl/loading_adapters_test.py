@@ -12,7 +12,7 @@ from thinkfirst.core import config as config_lib
 from thinkfirst.core import mesh, runtime
 from thinkfirst.launch import recipes
 from thinkfirst.models import config, gemma, layout, lora, peft
-from thinkfirst.rl import loop, optimizer, pipeline, stages
+from thinkfirst.rl import loading, loop, optimizer, pipeline, stages
 from thinkfirst.rl.data import source
 
 pytestmark = pytest.mark.timeout(900)  # what trains compiles for eight devices
