@@ -8,13 +8,8 @@ import pathlib
 import setuptools
 
 LAYERS = ("core", "kernels", "models", "rl", "launch")
-PROGRAMS = (
-    "train",
-    "generate",
-    "score",
-    "export",
-    "bench",
-)  # launch/NAME.py with a function `cli`; each becomes the command thinkfirst-NAME
+# launch/NAME.py with a function `cli`; each becomes the command thinkfirst-NAME
+PROGRAMS = ("train", "generate", "score", "export", "bench")
 
 
 def packages() -> dict[str, str]:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from thinkfirst.core import config as config_lib
-from thinkfirst.core import files, runtime, sharding
+from thinkfirst.core import files, mesh, runtime, sharding
 from thinkfirst.models import weights
 from thinkfirst.rl import evaluate, loading, loop, optimizer, policy, report, sft, stages, trainer
 from thinkfirst.rl.data import source
@@ -26,6 +26,8 @@ def run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget)
     """Runs or resumes the recipe; returns what final_results.json holds.  Raises loop.OutOfBudget when cut short."""
     problems = source.make(config.data, config.seed)
     subject = loading.from_config(config, workdir)
+    for stage in config.stages:
+        _check_rows(stage, mesh.num_row_shards(subject.mesh))
     claim(config, workdir)
     progress = _read_progress(workdir)
     first_step = num_tokens = 0
@@ -85,6 +87,18 @@ def claim(config: stages.RunConfig, workdir: pathlib.Path) -> None:
 def _root(config: stages.RunConfig, place: int) -> jax.Array:
     """The key of the stage at `place`."""
     return jax.random.fold_in(jax.random.key(config.seed), place)
+
+
+def _check_rows(stage: stages.Stage, num_shards: int) -> None:
+    """Raises unless the rows that a stage trains on at once can be spread over the mesh."""
+    if isinstance(stage, stages.Grpo):
+        rows, parts = stage.prompts * stage.group, stage.micro_batches * num_shards
+    elif isinstance(stage, stages.Pretrain | stages.Sft):
+        rows, parts = stage.batch_size, num_shards
+    else:
+        return
+    if rows % parts:
+        raise ValueError(f"{stage.name}: a batch of {rows} rows cannot be cut into {parts} equal parts")
 
 
 def _initial(subject: policy.Policy, stage: loop.TrainingStage, root: jax.Array) -> tuple[Any, Any]:

@@ -64,7 +64,7 @@ class Engine:
         padded = jax.device_put(padded, sharding.rows(self._mesh))
         sampling, key = jax.device_put((sampling, key), sharding.replicated(self._mesh))
         rollout = self._program(params, adapter, padded, sampling, key, self._stop_ids)
-        return jax.tree.map(lambda x: x[: num_prompts * self.group], rollout)
+        return jax.tree.map(lambda x: jax.lax.slice_in_dim(x, 0, num_prompts * self.group), rollout)
 
 
 def _pad_rows(x: Any, multiple: int) -> np.ndarray:

@@ -36,6 +36,7 @@ GSM8K = json.dumps({"question": "Q", "answer": "so\n#### 1"})
         (["--recipe=demo", "--set", "checkpoint=nowhere"], "nowhere/config.json: no such file"),
         (["--recipe=demo", "--set", "tokenizer=nowhere.model"], "nowhere.model: no such tokenizer file"),
         (["--recipe=demo", "--max_steps=-1"], "max_steps=-1"),
+        (["--recipe=demo", "--set", "stages.sft.batch_size=3"], "sft: a batch of 3 rows cannot be cut into"),
         (["--recipe=show_work_tiny", "--set", "data.train=nowhere.jsonl"], "data.train=nowhere.jsonl: no such file"),
         (["--recipe=show_work_tiny"], "data.train is not set"),
     ],

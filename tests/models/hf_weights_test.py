@@ -3,6 +3,7 @@
 That transformers opens what `save` writes is checked by `make parity`.
 """
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from thinkfirst.core import mesh, sharding
-from thinkfirst.models import config, gemma, hf_config, hf_weights, layout, weights
+from thinkfirst.models import config, gemma, hf_config, hf_weights, layout, tensor_file, weights
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 NAMES = ("hf_gemma2", "hf_gemma3")
@@ -117,6 +118,24 @@ def test_several_files_and_their_index(tmp_path):
     assert len(files) > 2
     assert all((tmp_path / "out" / name).stat().st_size < 10_000 + 4_000 for name in files)
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "out"), params)
+
+
+@pytest.mark.parametrize(
+    "make, dtype, name",
+    [
+        (config.gemma3_270m, "bfloat16", "gemma-3-270m-it"),
+        (config.gemma3_1b, "bfloat16", "gemma-3-1b-it"),
+        (config.gemma2_2b, "bfloat16", "gemma-2-2b-it"),
+        (config.gemma2_2b, "float32", "gemma-2-2b"),
+    ],
+)
+def test_our_headers_are_those_of_the_published_files(data_dir, make, dtype, name):
+    model = gemma.Model(dataclasses.replace(make(), dtype=dtype))
+    ours = hf_weights.plan(hf_weights.made(model, model.shapes()), hf_weights.SHARD_BYTES)
+    published = sorted((data_dir / "gemma/shapes/headers").glob(f"{name}__*.header"))
+    assert len(ours) == len(published) > 0
+    for shard, file in zip(ours, published, strict=True):
+        assert tensor_file.header(sorted(shard, key=lambda tensor: tensor.name)) == file.read_bytes()
 
 
 def test_our_index_is_the_published_one(data_dir):
