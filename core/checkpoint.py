@@ -5,6 +5,7 @@
 Base weights are never written here: a stage's state is its adapter and optimiser (or, in pre-training, the base).
 """
 
+import functools
 import json
 import pathlib
 import shutil
@@ -49,7 +50,20 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         path = self._folder / str(step)
         try:
+            found, wanted = _leaves(self._saver.metadata(path / _ARRAYS).item_metadata.tree), _leaves(abstract)
+            if differing := sorted(name for name, _ in found.items() ^ wanted.items()):
+                one = differing[0]
+                raise ValueError(
+                    f"{one} is {found.get(one)}, expected {wanted.get(one)} ({len(set(differing))} differ)"
+                )
             state = self._saver.restore(path / _ARRAYS, abstract)
             return state, json.loads((path / _META).read_text())
-        except (ValueError, FileNotFoundError, KeyError) as error:
+        except (ValueError, FileNotFoundError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: this checkpoint does not fit the run: {error}") from error
+
+
+def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Path -> (shape, dtype) of every array of a tree, whatever its nodes are made of."""
+    flat = jax.tree.flatten_with_path(tree)[0]
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in flat}

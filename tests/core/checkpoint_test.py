@@ -30,7 +30,9 @@ def test_a_save_that_was_cut_short_does_not_count(tmp_path):
 def test_another_shape_is_refused(tmp_path):
     saved = checkpoint.Checkpoints(tmp_path)
     saved.save(1, STATE, {})
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match=r"does not fit the run: a is \(\(2, 3\), 'float32'\), expected \(\(2, 4\)"):
         saved.restore(1, {**STATE, "a": jnp.zeros((2, 4))})
+    with pytest.raises(ValueError, match=r"does not fit the run: b/c is None, expected .* \(2 differ\)"):
+        saved.restore(1, {"a": STATE["a"], "b": {"c": STATE["count"]}})
     with pytest.raises(ValueError, match="does not fit"):
         saved.restore(7, STATE)

@@ -12,6 +12,7 @@ import tolerance
 from thinkfirst.launch import generate, recipes, score
 from thinkfirst.models import tokenizer
 
+pytestmark = pytest.mark.slow
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
 

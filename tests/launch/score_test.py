@@ -11,6 +11,7 @@ import tolerance
 from thinkfirst.launch import export, recipes, score
 from thinkfirst.models import chat, tokenizer
 
+pytestmark = pytest.mark.slow
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
 

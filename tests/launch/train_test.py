@@ -33,7 +33,7 @@ GSM8K = json.dumps({"question": "Q", "answer": "so\n#### 1"})
         (["--recipe=demo", "--set", "stages.grpo.stepz=1"], "no setting 'stepz'"),
         (["--recipe=demo", "--set", "stages.grpo.steps=soon"], "expected int"),
         (["--recipe=demo", "--set", "stages.grpo.group=1"], "group=1 must be at least 2"),
-        (["--recipe=demo", "--set", "checkpoint=nowhere"], "nowhere/config.json: no such file"),
+        (["--recipe=demo", "--set", "checkpoint=nowhere"], "nowhere: no such folder"),
         (["--recipe=demo", "--set", "tokenizer=nowhere.model"], "nowhere.model: no such tokenizer file"),
         (["--recipe=demo", "--max_steps=-1"], "max_steps=-1"),
         (["--recipe=demo", "--set", "stages.sft.batch_size=3"], "sft: a batch of 3 rows cannot be cut into"),

@@ -14,6 +14,7 @@ import pytest
 from thinkfirst.core import mesh, sharding
 from thinkfirst.models import config, flax_weights, gemma, hf_config, layout
 
+pytestmark = pytest.mark.slow
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 NAMES = ("hf_gemma2", "hf_gemma3")
 GATING = "transformer/layer_0/mlp/gating_einsum"

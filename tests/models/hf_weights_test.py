@@ -77,6 +77,7 @@ def test_places_checked_by_hand():
     np.testing.assert_array_equal(norm_D, held["model.layers.4.post_feedforward_layernorm.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}, {"tensor": 4}])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_mesh_holds_the_same_weights(name, axes):

@@ -221,6 +221,7 @@ def test_a_folder_of_peft_comes_back_bit_for_bit(name, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "alpha"), [(2, 6.0), (3, 16.0), (49, 1.0), (7, 0.1), (16, 1e-3)])
 def test_what_is_saved_is_loaded_bit_for_bit(rank, alpha, tmp_path):
     model = peft_folder.model_of("hf_gemma3")
@@ -266,6 +267,7 @@ def test_a_chain_is_saved_as_one_adapter(tmp_path):
     jax.tree.map(tolerance.assert_close, merged, params_of(tmp_path / "summed", model, summed))
 
 
+@pytest.mark.slow
 def test_an_applied_folder_is_the_merged_one(tmp_path):
     model = peft_folder.model_of("hf_gemma3")
     held = {

@@ -40,8 +40,8 @@ def test_the_rows_that_gemma_3_pads_are_accepted(pieces, monkeypatch):
     [
         ({"bos_id": 1}, r"tokenizer\.model: bos is 2, but the checkpoint's is 1"),
         ({"pad_id": 1}, "pad is 0, but the checkpoint's is 1"),
-        ({"eos_ids": (5,)}, r"eos is 1, but the checkpoint stops at \(5,\)"),
-        ({"eos_ids": ()}, r"eos is 1, but the checkpoint stops at \(\)"),
+        ({"eos_ids": (7,)}, r"stops at \(1, 5\), but the checkpoint at \(7,\)"),
+        ({"eos_ids": ()}, r"stops at \(1, 5\), but the checkpoint at \(\)"),
         ({"eos_ids": (1, 320)}, "320 pieces, but the checkpoint stops at 320"),
         ({"eos_ids": (1, -1)}, "320 pieces, but the checkpoint stops at -1"),
         ({"eos_ids": (1, 6)}, r"stops at \(1, 5\), but the checkpoint at 6, which is text here"),
@@ -50,7 +50,7 @@ def test_the_rows_that_gemma_3_pads_are_accepted(pieces, monkeypatch):
 def test_special_ids_of_another_tokenizer_are_refused(pieces, declared, message):
     assert pieces.encode("\n") == [6] and pieces.stop_ids == (1, 5)
     right = {"bos_id": 2, "eos_ids": (1, 5), "pad_id": 0}
-    for eos_ids in ((1, 5), (1,), (5, 1)):
+    for eos_ids in ((1, 5), (1,), (5,), (5, 1)):
         tokenizer.check_special(pieces, **{**right, "eos_ids": eos_ids})
     with pytest.raises(ValueError, match=message):
         tokenizer.check_special(pieces, **{**right, **declared})

@@ -42,6 +42,7 @@ def source(tmp_path, words):
     return tmp_path / "source"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["hf", "orbax"])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_saved_is_opened(name, form, tmp_path):

@@ -15,7 +15,7 @@ from thinkfirst.models import config, gemma, layout, lora, peft
 from thinkfirst.rl import loading, loop, optimizer, pipeline, stages
 from thinkfirst.rl.data import source
 
-pytestmark = pytest.mark.timeout(900)  # what trains compiles for eight devices
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # what trains compiles for eight devices
 
 MODEL = gemma.Model(config.demo_gemma3())
 

@@ -44,6 +44,7 @@ def test_padding_and_empty_rows_cannot_matter():
     tolerance.assert_close(padded, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [False, True])
 def test_the_loss_falls_and_only_what_is_trained_moves(base):
     transform = optax.adam(1e-2)
