@@ -106,12 +106,12 @@ def test_logits_after_merging(case):
 def test_gradients_of_the_factors(case):
     valid_BT, tokens_BT = jnp.asarray(case.segment_BT[:, 1:] > 0), jnp.asarray(case.golden["tokens_BT"])
 
-    def loss(added):
-        logp_BTV = jax.nn.log_softmax(logits(case, case.params, added))[:, :-1]
+    def loss(added, params):
+        logp_BTV = jax.nn.log_softmax(logits(case, params, added))[:, :-1]
         logp_BT = jnp.take_along_axis(logp_BTV, tokens_BT[:, 1:, None], axis=2)[:, :, 0]
         return -jnp.where(valid_BT, logp_BT, 0).sum() / valid_BT.sum().astype(jnp.float32)
 
-    gradient = jax.jit(jax.grad(loss))(case.adapter).factors
+    gradient = jax.jit(jax.grad(loss))(case.adapter, case.params).factors
     expected = {name.removeprefix("gradient/"): array for name, array in case.golden.items() if "gradient/" in name}
     assert len(expected) >= 4
     size = layout.sizes(case.model.config) | {"R": case.rank}
