@@ -3,6 +3,7 @@
 The golden files come from tests/golden/make_transformers.py; `make parity` makes others, of other weights.
 """
 
+import dataclasses
 import types
 
 import jax
@@ -14,7 +15,7 @@ import checkpoints
 import tolerance
 from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
-from thinkfirst.models import kv_cache, layout
+from thinkfirst.models import gemma, kv_cache, layout
 
 LOGITS, GRADIENT = 2e-5, 1e-4  # largest difference, as a part of the largest value
 
@@ -78,6 +79,17 @@ def test_logits_of_packed_rows_are_those_of_each_sequence_alone(case):
     alone = np.split(case.golden["alone_TV"], np.cumsum(case.golden["length_B"])[:-1])
     expected_TV = np.concatenate([alone[0], alone[1], alone[2], alone[0]])
     tolerance.assert_near(batch_logits(case, lines), expected_TV, part=LOGITS)
+
+
+@pytest.mark.parametrize("name", ["hf_gemma2_sharded", "hf_gemma3_bf16", "hf_gemma3_mm"])
+def test_logits_of_checkpoints_in_other_shapes(name):
+    model, params = checkpoints.opened(name)
+    model = gemma.Model(dataclasses.replace(model.config, dtype="float32"))
+    golden = dict(np.load(checkpoints.GOLDEN / f"{name}.npz"))
+    segment_BT = (np.arange(golden["tokens_BT"].shape[1]) < golden["length_B"][:, None]).astype(np.int32)
+    found = jax.jit(model.hidden)(params, jnp.asarray(golden["tokens_BT"]), segment_BT=jnp.asarray(segment_BT))
+    logit_TV = logprob_reference.logits(found[segment_BT > 0], params["embedding"], model.config.final_soft_cap)
+    tolerance.assert_near(logit_TV, golden["right_TV"], part=LOGITS)
 
 
 def test_log_probs_of_the_next_token(case):
