@@ -77,7 +77,8 @@ def check(name: str, folder: str) -> None:
     base = make_transformers.HERE / ADAPTERS[name][0]
     ours = values(open_adapter(folder, base), gradients=GRADIENTS[name])
     for key in golden.files:
-        np.testing.assert_allclose(ours[key], golden[key], rtol=1e-6, atol=1e-6, err_msg=key)
+        # Of the largest value: torch on another processor rounds otherwise.
+        np.testing.assert_allclose(ours[key], golden[key], rtol=0, atol=1e-5 * np.abs(golden[key]).max(), err_msg=key)
     print(f"{folder}: {name}, largest difference of a logit {np.abs(ours['applied_TV'] - golden['applied_TV']).max()}")
 
 

@@ -171,7 +171,8 @@ def check(name: str, folder: str) -> None:
     """Raises unless transformers finds in `folder`, written by `weights.save`, the model `name` of the golden files."""
     golden, ours = np.load(HERE / f"{name}.npz"), values(open_model(folder), gradients=GRADIENTS[name])
     for key in golden.files:
-        np.testing.assert_allclose(ours[key], golden[key], rtol=1e-6, atol=1e-6, err_msg=key)
+        # Of the largest value: torch on another processor rounds otherwise.
+        np.testing.assert_allclose(ours[key], golden[key], rtol=0, atol=1e-5 * np.abs(golden[key]).max(), err_msg=key)
     print(f"{folder}: {name}, largest difference of a logit {np.abs(ours['right_TV'] - golden['right_TV']).max()}")
 
 
