@@ -18,6 +18,7 @@ from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
 from thinkfirst.models import config, gemma, kv_cache, layout, lora
 
+pytestmark = pytest.mark.slow
 GOLDEN = pathlib.Path(os.environ.get("THINKFIRST_GOLDEN", pathlib.Path(__file__).resolve().parents[1] / "golden"))
 LOGITS, GRADIENT = 2e-5, 1e-4  # largest difference, as a part of the largest value
 TEMPERATURE = 0.7

@@ -16,6 +16,7 @@ import tolerance
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
 from thinkfirst.models import lora, peft
 
+pytestmark = pytest.mark.slow
 LOGITS, GRADIENT = 2e-5, 1e-4  # largest difference, as a part of the largest value
 
 

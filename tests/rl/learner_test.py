@@ -114,6 +114,7 @@ def test_gradient_is_that_of_the_formula():
     assert gap(changed, jax.tree.map(lambda x, g: x - g, adapter(), grads)) < 2e-6
 
 
+@pytest.mark.slow
 def test_the_stop_token_has_a_gradient():
     """Only the last token of each row counts: the adapter still moves."""
     rows = experience()
