@@ -1,7 +1,7 @@
 """Checks, then figures: how fast the engine is on this machine, or how many cycles the kernels are estimated to take.
 
-    python -m thinkfirst.launch.bench [--suite=engine] [--repeats=5] [--out=FILE.json]
-    python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=v5e [--cases=window_fwd,ring_decode]
+python -m thinkfirst.launch.bench [--suite=engine] [--repeats=5] [--out=FILE.json]
+python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=v5e [--cases=window_fwd,ring_decode] [--search]
 """
 
 import json
@@ -13,7 +13,7 @@ from absl import flags
 
 from thinkfirst.core import files, runtime
 from thinkfirst.kernels.cost import chips, profile
-from thinkfirst.launch import bench_engine, bench_kernels
+from thinkfirst.launch import bench_engine, bench_kernels, bench_report
 
 
 def define_flags() -> flags.FlagValues:
@@ -23,7 +23,9 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("repeats", 5, "engine: timed runs of each side", lower_bound=1, flag_values=line)
     flags.DEFINE_list("tpu_estimate", [], f"kernels: chips to count for: {', '.join(chips.CHIPS)}", flag_values=line)
     flags.DEFINE_list("cases", [], "kernels: the cases to count (default: all)", flag_values=line)
-    flags.DEFINE_bool("peers", default=True, help= "kernels: count the peers too", flag_values=line)
+    flags.DEFINE_bool("peers", default=True, help="kernels: count the peers too", flag_values=line)
+    flags.DEFINE_bool("search", default=False, help="kernels: count the variants of the cases", flag_values=line)
+    flags.DEFINE_string("report", "", "kernels: also put the table into this Markdown file", flag_values=line)
     flags.DEFINE_string("out", "", "also write the figures to this JSON file", flag_values=line)
     return line
 
@@ -47,6 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def _engine(line: flags.FlagValues) -> tuple[Any, int]:
+    _reject(line, "tpu_estimate", "cases", "report", "search")
     runtime.split_cpu(2)
     return bench_engine.run(line.repeats), 0
 
@@ -54,7 +57,23 @@ def _engine(line: flags.FlagValues) -> tuple[Any, int]:
 def _kernels(line: flags.FlagValues) -> tuple[Any, int]:
     if not line.tpu_estimate:
         raise ValueError(f"--suite=kernels needs --tpu_estimate: {', '.join(chips.CHIPS)}")
-    return bench_kernels.run(line.tpu_estimate, line.cases, peers=line.peers)
+    if line.search:
+        _reject(line, "report")
+        return bench_kernels.search(line.tpu_estimate, line.cases)
+    report = pathlib.Path(line.report) if line.report else None
+    if report:
+        bench_report.check(report)
+    figures, status = bench_kernels.run(line.tpu_estimate, line.cases, peers=line.peers)
+    if report:
+        bench_report.write(report, figures)
+    return figures, status
+
+
+def _reject(line: flags.FlagValues, *names: str) -> None:
+    """ValueError for a flag that this suite would pass over in silence."""
+    for name in names:
+        if line[name].value:
+            raise ValueError(f"--{name} means nothing here")
 
 
 def cli() -> None:

@@ -1,97 +1,159 @@
 """Estimated cycles of the kernels and their peers on TPU chips that are not there (kernels/cost)."""
 
+import functools
 import importlib
 import importlib.metadata
-import importlib.util
-import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from thinkfirst.kernels.cost import chips, profile, table
 
 Figure = dict[str, Any]
+Count = Callable[[str, str], profile.Estimate]  # of a module and a case
 
 
-def run(chip_names: list[str], case_names: list[str], *, peers: bool) -> tuple[list[Figure], int]:
+def run(chip_names: Sequence[str], case_names: list[str], *, peers: bool) -> tuple[list[Figure], int]:
     """A figure per case and chip, printed as they come; 1 if a case could not be counted, else 0."""
     rows = table.chosen(case_names)
-    targets = [chips.named(name) for name in chip_names]
-    profile.require()
-    versions = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "libtpu")}
+    versions = _versions(chip_names)
     print(f"estimated cycles, by the static profile of libtpu {versions['libtpu']}; no TPU has run these programs")
     figures = []
-    for chip in targets:
-        counted: dict[str, profile.Estimate] = {}
+    for chip in chip_names:
+        count = functools.cache(functools.partial(profile.estimate, chip=chip))
         for row in rows:
-            figure = {**_figure(row, chip, counted, peers=peers), "versions": versions}
+            figure = {**_ours(row, chip, count), **_peer(row, chip, count, asked=peers), "versions": versions}
             figures.append(figure)
             print(line(figure), flush=True)
     return figures, int(any(figure["error"] for figure in figures))
 
 
-def _figure(row: table.Row, chip: chips.Chip, counted: dict[str, profile.Estimate], *, peers: bool) -> Figure:
-    """What is known of one case on one chip; `counted` keeps the estimates made on the way."""
+def search(chip_names: Sequence[str], case_names: list[str]) -> tuple[list[Figure], int]:
+    """Every variant that a case offers, counted; the best of each case and chip is marked.  1 if there are none."""
+    versions = _versions(chip_names)
+    figures = []
+    for chip in chip_names:
+        for row in table.chosen(case_names):
+            found = [
+                {"case": row.case, "chip": chip, "variant": name, **counted, "versions": versions}
+                for name, counted in _variants(row, chip)
+            ]
+            best = min((figure["cycles"] for figure in found if figure["cycles"]), default=None)
+            for figure in found:
+                figure["best"] = best is not None and figure["cycles"] == best
+            figures += found
+    if not figures:
+        print("none of these cases offers variants")
+    return figures, int(not figures)
+
+
+def _versions(chip_names: Sequence[str]) -> dict[str, str]:
+    for name in chip_names:
+        chips.named(name)
+    profile.require()
+    return {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "libtpu")}
+
+
+def _ours(row: table.Row, chip: str, count: Count) -> Figure:
+    """Our side of the figure."""
     figure: Figure = {
         "case": row.case,
-        "chip": chip.name,
+        "chip": chip,
         "cycles": None,
-        "static_cycles": None,
         "ratio": None,
+        "static_cycles": None,
         "hbm_bytes": None,
         "temp_bytes": None,
+        "temp_case": None,
         "vmem_bytes": None,
-        "target": row.target if chip.name == "v5e" else None,
+        "operations": {},
+        "target": row.target if chip == "v5e" else None,
         "temp_target": row.temp_target or None,
-        "peer": row.peer or None,
-        "peer_cycles": None,
-        "peer_temp_bytes": None,
-        "recorded": dict(row.recorded) if chip.name == "v5e" else {},
         "error": "",
     }
-
-    def count(module: str, case: str) -> profile.Estimate:
-        if case not in counted:
-            counted[case] = profile.estimate(module, case, chip=chip.name)
-        return counted[case]
-
     try:
-        _require_case(row.module, row.case)
-        ours = count(row.module, row.case)
-        figure |= {name: getattr(ours, name) for name in ("cycles", "static_cycles", "hbm_bytes", "vmem_bytes")}
-        figure["temp_bytes"] = ours.temp_bytes
+        found = count(table.module_of(row.op, row.case), row.case)
+        figure |= {name: getattr(found, name) for name in figure if hasattr(found, name)}
+        figure["temp_case"] = row.case
+        if row.less:
+            figure["cycles"] -= count(table.module_of(row.op, row.less), row.less).cycles
         if row.over:
-            figure["ratio"] = ours.cycles / count(row.module, row.over).cycles
+            figure["ratio"] = found.cycles / count(table.module_of(row.op, row.over), row.over).cycles
+        if row.temp_target:
+            figure["temp_case"] = large = f"{row.case}_memory"
+            figure["temp_bytes"] = profile.temp_bytes(table.module_of(row.op, large), large, chip=chip)
     except (profile.ProfileError, LookupError) as error:
         figure["error"] = str(error)
-    if peers and row.peer:
-        try:
-            _require_case(table.PEERS, row.peer)
-            peer = count(table.PEERS, row.peer)
-            figure |= {"peer_cycles": peer.cycles, "peer_temp_bytes": peer.temp_bytes}
-        except (profile.ProfileError, LookupError) as error:
-            print(f"no count of the peer: {error}", file=sys.stderr)
     return figure
 
 
-def _require_case(module: str, case: str) -> None:
-    """LookupError, in words for the table, where there is no such case."""
-    package = module.rpartition(".")[0]
-    if importlib.util.find_spec(package) is None or importlib.util.find_spec(module) is None:
-        raise LookupError(f"no kernel yet: there is no {module}")
-    if case not in importlib.import_module(module).CASES:
-        raise LookupError(f"no kernel yet: {module} has no {case}")
+def _peer(row: table.Row, chip: str, count: Count, *, asked: bool) -> Figure:
+    """The side of the peer; what could not be counted is said in "peer_error"."""
+    figure: Figure = {
+        "peer": row.peer or None,
+        "peer_cycles": None,
+        "peer_temp_bytes": None,
+        "peer_error": "",
+        "recorded": dict(row.recorded) if chip == "v5e" else {},
+    }
+    if not (asked and row.peer):
+        return figure
+    try:
+        found = count(table.PEERS, row.peer)
+        figure["peer_cycles"] = found.cycles - (count(table.PEERS, row.peer_less).cycles if row.peer_less else 0)
+        figure["peer_temp_bytes"] = (
+            profile.temp_bytes(table.PEERS, f"{row.peer}_memory", chip=chip) if row.temp_target else found.temp_bytes
+        )
+    except profile.ProfileError as error:
+        figure["peer_error"] = str(error)
+    return figure
+
+
+def _variants(row: table.Row, chip: str) -> list[tuple[str, Figure]]:
+    """(name, count) of each variant of the case, printed as they come."""
+    try:
+        module = table.module_of(row.op, row.case)
+    except LookupError:
+        return []
+    found = []
+    for name in getattr(importlib.import_module(module), "VARIANTS", {}).get(row.case, {}):
+        figure: Figure = {"cycles": None, "error": ""}
+        try:
+            figure["cycles"] = profile.estimate(module, row.case, chip=chip, variant=name).cycles
+        except profile.ProfileError as error:
+            figure["error"] = str(error)
+        print(f"{row.case:24s} {chip:4s} {figure['cycles'] or figure['error']:>12}  {name}", flush=True)
+        found.append((name, figure))
+    return found
 
 
 def line(figure: Figure) -> str:
     """The figure as a line of text."""
     head = f"{figure['case']:24s} {figure['chip']:4s}"
-    if figure["error"]:
-        return f"{head} {figure['error']}"
-    value = figure["ratio"] if figure["ratio"] is not None else figure["cycles"]
-    shown = f"{value:10.3f}" if figure["ratio"] is not None else f"{value:10,d}"
-    parts = [head, shown, f"temp {figure['temp_bytes'] / 2**20:7.1f} MiB"]
-    if figure["target"]:
-        parts.append(f"target {figure['target']:,} {'met' if value <= figure['target'] else 'MISSED'}")
-    if figure["peer_cycles"]:
-        parts.append(f"{figure['peer']} {figure['peer_cycles']:,}")
-    parts += [f"{name} {cycles:,}" for name, cycles in figure["recorded"].items()]
-    return "  ".join(parts)
+    value = figure["cycles"] if figure["ratio"] is None else figure["ratio"]
+    parts = [head, shown(value)] if value is not None else [head]
+    if figure["target"] and value is not None:
+        parts.append(f"target {shown(figure['target'])} {verdict(value, figure['target'])}")
+    if figure["temp_bytes"] is not None:
+        parts.append(f"temp {mebibytes(figure['temp_bytes'])}")
+        if figure["temp_target"] and figure["temp_case"] != figure["case"]:
+            parts.append(
+                f"of {mebibytes(figure['temp_target'])} {verdict(figure['temp_bytes'], figure['temp_target'])}"
+            )
+    if figure["peer"]:
+        cycles, error = figure["peer_cycles"], figure["peer_error"]
+        parts.append(f"{figure['peer']} {error or (shown(cycles) if cycles else '-')}")
+    parts += [f"{name} {shown(cycles)} (recorded)" for name, cycles in figure["recorded"].items()]
+    return "  ".join([*parts, figure["error"]]).rstrip()
+
+
+def shown(value: float) -> str:
+    """Cycles as whole numbers, ratios with their digits."""
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,d}"
+
+
+def mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def verdict(value: float, target: float) -> str:
+    return "met" if value <= target else "MISSED"

@@ -23,9 +23,9 @@ def placed(operands: Any, device: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), operands)
 
 
-def described(module: str, case: str, topology: str, variant: str = "") -> dict[str, Any]:
+def described(module: str, case: str, variant: str, topology: str) -> dict[str, Any]:
     """What the compiler says of the case: memory, the bytes its kernels move, and the names of its kernels."""
-    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    device: Any = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     cases = importlib.import_module(module)
     function, operands = cases.VARIANTS[case][variant]() if variant else cases.CASES[case]()
     jitted = function if hasattr(function, "trace") else jax.jit(function)

@@ -3,9 +3,9 @@
     cycles = sum over the program's operations of max(static cycles, HBM bytes / (HBM bandwidth / clock))
 
 libtpu unrolls the scalar control flow of each compiled operation and prices its instruction bundles and copies.  It
-does not share the HBM among copies, so each Pallas call is held to the time its bytes need (`traffic`).  The profile is
-asked for by an init flag, which libtpu reads once: every estimate is made by a process of its own.  The flags are
-undocumented; `calibration` says how far the count may be trusted.
+does not share the HBM among copies, so each Pallas call is held to the time its bytes need (`traffic`); operations of
+XLA are not, which flatters them.  The profile is asked for by an init flag, which libtpu reads once: every estimate is
+made by a process of its own.  The flags are undocumented; `calibration` says how far the count may be trusted.
 """
 
 import dataclasses
@@ -22,6 +22,9 @@ from typing import Any
 from thinkfirst.kernels.cost import chips
 
 CHILD = "thinkfirst.kernels.cost.child"
+PROFILE = "--xla_jf_dump_static_llo_profile_to={folder}"
+# The profiler knows no copies from VMEM to VMEM, which XLA causes by keeping operands there; v5e and v5p, then v6e.
+ALL_IN_HBM = "--xla_vf_vmem_memory_space_assignment=false --xla_gf_vmem_memory_space_assignment=false"
 # No TPU is looked for, on this machine or in the cloud; several such processes may run at once.
 QUIET = {
     "JAX_PLATFORMS": "cpu",
@@ -44,17 +47,13 @@ class ProfileError(RuntimeError):
 class Estimate:
     """What the compiler says of one program."""
 
-    chip: str
     cycles: int  # of the whole program, each kernel held to its HBM time
     static_cycles: int  # the same without that
     hbm_bytes: int  # moved by the Pallas calls
     temp_bytes: int  # HBM beside operands and results
     vmem_bytes: int  # of the kernel that takes the most
-    operations: dict[str, int]  # static cycles of each
-
-    @property
-    def seconds(self) -> float:
-        return self.cycles / chips.named(self.chip).clock_hz
+    operations: dict[str, int]  # cycles of each
+    all_in_hbm: bool  # XLA was kept from placing operands in VMEM, or the profiler would have given up
 
 
 def require() -> None:
@@ -63,45 +62,55 @@ def require() -> None:
         raise Unavailable("libtpu is not installed: pip install 'thinkfirst[tpu]' (Linux on x86-64 only)")
 
 
-def estimate(module: str, case: str, *, chip: str, variant: str = "", seconds: float = 600.0) -> Estimate:
+def estimate(module: str, case: str, *, chip: str, variant: str = "", seconds: float = 900.0) -> Estimate:
     """The estimate of `module.CASES[case]`, or of `module.VARIANTS[case][variant]`."""
     target = chips.named(chip)
     require()
-    with tempfile.TemporaryDirectory() as scratch:
-        profiles = pathlib.Path(scratch, "profiles")
-        profiles.mkdir()
-        result = pathlib.Path(scratch, "result.json")
-        request = {"module": module, "case": case, "topology": target.topology, "variant": variant}
-        failure = _run({**request, "result": str(result)}, profiles, seconds)
-        if failure:
-            raise ProfileError(f"{case} for {chip}: {failure}")
-        said = json.loads(result.read_text())
-        operations = read_profiles(profiles)
-    lost = [kernel for kernel in said["kernels"] if kernel not in operations]
-    if lost:
-        raise ProfileError(f"{case} for {chip}: libtpu gave no profile of {', '.join(lost)}")
-    return summed(target, said, operations)
+    reason = ""
+    for flags in ("", ALL_IN_HBM):
+        with tempfile.TemporaryDirectory() as scratch:
+            flags = f"{PROFILE.format(folder=scratch)} {flags}".strip()
+            said, failure = _asked(module, case, variant, target, flags=flags, seconds=seconds)
+            operations = read_profiles(pathlib.Path(scratch))
+        if said is not None:
+            lost = [kernel for kernel in said["kernels"] if kernel not in operations]
+            if lost:
+                raise ProfileError(f"{case} for {chip}: libtpu gave no profile of {', '.join(lost)}")
+            return summed(target, said, operations, all_in_hbm=ALL_IN_HBM in flags)
+        reason = reason or failure
+        if "cannot profile" not in failure:
+            break
+    raise ProfileError(f"{case} for {chip}: {reason}")
 
 
-def summed(chip: chips.Chip, said: dict[str, Any], operations: dict[str, int]) -> Estimate:
+def temp_bytes(module: str, case: str, *, chip: str, seconds: float = 900.0) -> int:
+    """HBM that the case needs beside operands and results, from compiling it alone."""
+    target = chips.named(chip)
+    require()
+    said, failure = _asked(module, case, "", target, flags="", seconds=seconds)
+    if said is None:
+        raise ProfileError(f"{case} for {chip}: {failure}")
+    return said["temp_bytes"]
+
+
+def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int], *, all_in_hbm: bool) -> Estimate:
     """The estimate from what the compiler said and the static cycles of each operation."""
-    corrected = dict(operations)
+    operations = dict(static)
     waiting = list(said["kernels"])
     for call in said["moved"]:
         # the compiled call is named after the traced one, with a number behind it
         found = next((name for name in waiting if re.fullmatch(re.escape(call["name"]) + r"(\.\d+)?", name)), None)
         if found is not None:
             waiting.remove(found)
-            floor = round(call["bytes"] / chip.hbm_bytes_per_cycle)
-            corrected[found] = max(corrected[found], floor)
+            operations[found] = max(operations[found], round(call["bytes"] / chip.hbm_bytes_per_cycle))
     return Estimate(
-        chip=chip.name,
-        cycles=sum(corrected.values()),
-        static_cycles=sum(operations.values()),
+        cycles=sum(operations.values()),
+        static_cycles=sum(static.values()),
         hbm_bytes=sum(call["bytes"] for call in said["moved"]),
         temp_bytes=said["temp_bytes"],
         vmem_bytes=said["vmem_bytes"],
         operations=operations,
+        all_in_hbm=all_in_hbm,
     )
 
 
@@ -118,30 +127,39 @@ def read_profiles(folder: pathlib.Path) -> dict[str, int]:
     return found
 
 
-def _run(request: dict[str, str], profiles: pathlib.Path, seconds: float) -> str:
-    """Why the child failed, or "" if it did not."""
-    environment = {**os.environ, **QUIET, "LIBTPU_INIT_ARGS": f"--xla_jf_dump_static_llo_profile_to={profiles}"}
-    command = [sys.executable, "-P", "-m", CHILD]
-    try:
-        done = subprocess.run(
-            command,
-            input=json.dumps(request),
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no estimate within {seconds:.0f} s"
-    return why(done.returncode, done.stderr) if done.returncode else ""
-
-
 def why(status: int, stderr: str) -> str:
-    """One line on a child that failed: the operation if the profiler names one, else the error."""
+    """One line on a child that failed: the operation if libtpu names one, else the error."""
     profiler = re.search(r"Static LLO profiling of (\S+) failed: (.*)", stderr)
     if profiler:
         return f"libtpu cannot profile {profiler[1]}: {profiler[2]}"
+    crash = re.search(r"Check failed: (.{1,200})", stderr)
+    if crash:
+        operation = re.search(r"in HLO \[(\S+?)\]", stderr)
+        return f"libtpu gave up{f' on {operation[1]}' if operation else ''}: {crash[1]}"
     errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|RESOURCE_EXHAUSTED)\b.*", stderr, re.MULTILINE)
     last = errors[-1] if errors else (stderr.strip().splitlines() or ["it said nothing"])[-1]
     return f"exit status {status}: {last}"
+
+
+def _asked(
+    module: str, case: str, variant: str, chip: chips.Chip, *, flags: str, seconds: float
+) -> tuple[dict[str, Any] | None, str]:
+    """What the child says of the case, and why it said nothing if it did not."""
+    with tempfile.TemporaryDirectory() as scratch:
+        result = pathlib.Path(scratch, "result.json")
+        request = {"module": module, "case": case, "variant": variant, "topology": chip.topology, "result": str(result)}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", CHILD],
+                input=json.dumps(request),
+                env={**os.environ, **QUIET, "LIBTPU_INIT_ARGS": flags},
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return None, f"nothing within {seconds:.0f} s"
+        if done.returncode:
+            return None, why(done.returncode, done.stderr)
+        return json.loads(result.read_text()), ""
