@@ -22,8 +22,7 @@ from typing import Any
 from thinkfirst.kernels.cost import chips
 
 CHILD = "thinkfirst.kernels.cost.child"
-PROFILE = "--xla_jf_dump_static_llo_profile_to={folder}"
-# The profiler knows no copies from VMEM to VMEM, which XLA causes by keeping operands there; v5e and v5p, then v6e.
+# XLA would keep some operands in VMEM; the profiler misprices such copies, or gives up.  v5e and v5p, then v6e.
 ALL_IN_HBM = "--xla_vf_vmem_memory_space_assignment=false --xla_gf_vmem_memory_space_assignment=false"
 # No TPU is looked for, on this machine or in the cloud; several such processes may run at once.
 QUIET = {
@@ -53,7 +52,6 @@ class Estimate:
     temp_bytes: int  # HBM beside operands and results
     vmem_bytes: int  # of the kernel that takes the most
     operations: dict[str, int]  # cycles of each
-    all_in_hbm: bool  # XLA was kept from placing operands in VMEM, or the profiler would have given up
 
 
 def require() -> None:
@@ -66,34 +64,23 @@ def estimate(module: str, case: str, *, chip: str, variant: str = "", seconds: f
     """The estimate of `module.CASES[case]`, or of `module.VARIANTS[case][variant]`."""
     target = chips.named(chip)
     require()
-    reason = ""
-    for flags in ("", ALL_IN_HBM):
-        with tempfile.TemporaryDirectory() as scratch:
-            flags = f"{PROFILE.format(folder=scratch)} {flags}".strip()
-            said, failure = _asked(module, case, variant, target, flags=flags, seconds=seconds)
-            operations = read_profiles(pathlib.Path(scratch))
-        if said is not None:
-            lost = [kernel for kernel in said["kernels"] if kernel not in operations]
-            if lost:
-                raise ProfileError(f"{case} for {chip}: libtpu gave no profile of {', '.join(lost)}")
-            return summed(target, said, operations, all_in_hbm=ALL_IN_HBM in flags)
-        reason = reason or failure
-        if "cannot profile" not in failure:
-            break
-    raise ProfileError(f"{case} for {chip}: {reason}")
+    with tempfile.TemporaryDirectory() as scratch:
+        said = _asked(module, case, variant, target, profiles=scratch, seconds=seconds)
+        operations = read_profiles(pathlib.Path(scratch))
+    lost = [kernel for kernel in said["kernels"] if kernel not in operations]
+    if lost:
+        raise ProfileError(f"{case} for {chip}: libtpu gave no profile of {', '.join(lost)}")
+    return summed(target, said, operations)
 
 
 def temp_bytes(module: str, case: str, *, chip: str, seconds: float = 900.0) -> int:
     """HBM that the case needs beside operands and results, from compiling it alone."""
     target = chips.named(chip)
     require()
-    said, failure = _asked(module, case, "", target, flags="", seconds=seconds)
-    if said is None:
-        raise ProfileError(f"{case} for {chip}: {failure}")
-    return said["temp_bytes"]
+    return _asked(module, case, "", target, profiles="", seconds=seconds)["temp_bytes"]
 
 
-def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int], *, all_in_hbm: bool) -> Estimate:
+def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int]) -> Estimate:
     """The estimate from what the compiler said and the static cycles of each operation."""
     operations = dict(static)
     waiting = list(said["kernels"])
@@ -110,7 +97,6 @@ def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int], *, al
         temp_bytes=said["temp_bytes"],
         vmem_bytes=said["vmem_bytes"],
         operations=operations,
-        all_in_hbm=all_in_hbm,
     )
 
 
@@ -141,10 +127,9 @@ def why(status: int, stderr: str) -> str:
     return f"exit status {status}: {last}"
 
 
-def _asked(
-    module: str, case: str, variant: str, chip: chips.Chip, *, flags: str, seconds: float
-) -> tuple[dict[str, Any] | None, str]:
-    """What the child says of the case, and why it said nothing if it did not."""
+def _asked(module: str, case: str, variant: str, chip: chips.Chip, *, profiles: str, seconds: float) -> dict[str, Any]:
+    """What the child says of the case; it profiles into the folder `profiles`, if one is given."""
+    flags = f"--xla_jf_dump_static_llo_profile_to={profiles} {ALL_IN_HBM}" if profiles else ALL_IN_HBM
     with tempfile.TemporaryDirectory() as scratch:
         result = pathlib.Path(scratch, "result.json")
         request = {"module": module, "case": case, "variant": variant, "topology": chip.topology, "result": str(result)}
@@ -159,7 +144,7 @@ def _asked(
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return None, f"nothing within {seconds:.0f} s"
+            raise ProfileError(f"{case} for {chip.name}: nothing within {seconds:.0f} s") from None
         if done.returncode:
-            return None, why(done.returncode, done.stderr)
-        return json.loads(result.read_text()), ""
+            raise ProfileError(f"{case} for {chip.name}: {why(done.returncode, done.stderr)}")
+        return json.loads(result.read_text())
