@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-SIZE = 4096
 BLOCK = (512, 1024, 1024)
 
 
@@ -45,12 +44,12 @@ def matmul(left: jax.Array, right: jax.Array) -> jax.Array:
     )(left, right)
 
 
-def _operands() -> tuple[jax.ShapeDtypeStruct, ...]:
-    square = jax.ShapeDtypeStruct((SIZE, SIZE), jnp.bfloat16)
-    return square, square
+def _square(size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    return (jax.ShapeDtypeStruct((size, size), jnp.bfloat16),) * 2
 
 
 CASES: dict[str, Callable[[], tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]]] = {
-    "matmul_pallas": lambda: (matmul, _operands()),
-    "matmul_xla": lambda: (jnp.dot, _operands()),
+    "matmul_pallas": lambda: (matmul, _square(4096)),
+    "matmul_xla": lambda: (jnp.dot, _square(4096)),
+    "matmul_small": lambda: (matmul, _square(1024)),
 }

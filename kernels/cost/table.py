@@ -81,13 +81,14 @@ ROWS = (
         "token_logprob",
         645_000,
         peer="logprob_xla_fwd_grad",
+        recorded=(("XLA, fused", 821_000),),
         temp_target=45 * MIB,
     ),
     Row("token_logprob_fwd", "token_logprob", 335_000, peer="logprob_xla_fwd"),
-    Row("sample_head", "sample", 1_300_000, peer="sample_head_xla"),
+    Row("sample_head", "sample", 1_300_000, peer="sample_head_xla", recorded=(("XLA, by its own count", 2_740_000),)),
     Row("ring_decode", "decode_attention", 20_000, recorded=(("ragged paged attention v3", 45_800),)),
     Row("full_decode", "decode_attention", 38_000, recorded=(("ragged paged attention v3", 39_700),)),
-    Row("lora_fwd", "lora_linear", 585_000, peer="lora_xla_fwd"),
+    Row("lora_fwd", "lora_linear", 585_000, peer="lora_xla_fwd", recorded=(("XLA, fused", 642_000),)),
 )
 
 
