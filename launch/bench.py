@@ -13,7 +13,7 @@ from absl import flags
 
 from thinkfirst.core import files, runtime
 from thinkfirst.kernels.cost import chips, profile
-from thinkfirst.launch import bench_engine, bench_kernels, bench_report
+from thinkfirst.launch import bench_engine, bench_kernels, bench_logprob, bench_report
 
 
 def define_flags() -> flags.FlagValues:
@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
 def _engine(line: flags.FlagValues) -> tuple[Any, int]:
     _reject(line, "tpu_estimate", "cases", "report", "search")
     runtime.split_cpu(2)
-    return bench_engine.run(line.repeats), 0
+    figures = {"engine": bench_engine.run(line.repeats), "token_logprob": bench_logprob.run(line.repeats)}
+    return {**figures, "repeats": line.repeats, "versions": runtime.versions()}, 0
 
 
 def _kernels(line: flags.FlagValues) -> tuple[Any, int]:

@@ -3,8 +3,6 @@
 Every figure is a median over runs taken in turn (side, peer, side, peer, ...) in one process; `ratio` is peer / side.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkfirst.core import mesh, runtime, sharding
+from thinkfirst.core import mesh, sharding
+from thinkfirst.launch import timing
 from thinkfirst.models import config, gemma, lora
 from thinkfirst.rl import batch, learner, optimizer, rollout, trainer
 
@@ -70,22 +69,8 @@ def check(setting: Setting, ring: batch.Rollout, full: batch.Rollout, update: Ca
         "engine vs learner log-prob, max": float(update()[2]["sampling/sampling_logp_difference/max"]),
         "ring vs full cache, share of tokens that differ": 1.0 - float(same.mean()),
     }
-    for name, gap in found.items():
-        if not gap <= GAP:
-            raise ValueError(f"{name}: {gap} is over {GAP}; nothing is timed")
+    timing.require_small(found, GAP)
     return found
-
-
-def alternate(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side, all sides run in turn after one warm-up each."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def run(repeats: int) -> dict[str, Any]:
@@ -100,7 +85,7 @@ def run(repeats: int) -> dict[str, Any]:
     update = setting.updater(sample)
     checks = check(setting, sample, full(), update)
     sides = {"rollout": ours, "rollout, prompt prefilled G times": unshared, "rollout, full local caches": full}
-    medians = alternate({**sides, "update": update}, repeats)
+    medians = timing.alternate({**sides, "update": update}, repeats)
     rows = NUM_PROMPTS * GROUP
     print(f"{rows} rows, {PROMPT_TOKENS} prompt and {ROOM} new tokens, {jax.device_count()} device(s)")
     for name, gap in checks.items():
@@ -108,4 +93,4 @@ def run(repeats: int) -> dict[str, Any]:
     for name, seconds in medians.items():
         ratio = f"  ratio {seconds / medians['rollout']:.2f}" if name.startswith("rollout,") else ""
         print(f"  {seconds:8.3f} s  {rows * ROOM / seconds:10.0f} tokens/s  {name}{ratio}")
-    return {"checks": checks, "median_seconds": medians, "repeats": repeats, "versions": runtime.versions()}
+    return {"checks": checks, "median_seconds": medians}

@@ -146,7 +146,7 @@ def line(figure: Figure) -> str:
     return "  ".join([*parts, figure["error"]]).rstrip()
 
 
-def shown(value: float) -> str:
+def shown(value: int | float) -> str:
     """Cycles as whole numbers, ratios with their digits."""
     return f"{value:.3f}" if isinstance(value, float) else f"{value:,d}"
 
@@ -155,5 +155,5 @@ def mebibytes(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB"
 
 
-def verdict(value: float, target: float) -> str:
+def verdict(value: int | float, target: int | float) -> str:
     return "met" if value <= target else "MISSED"

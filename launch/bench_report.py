@@ -57,7 +57,7 @@ def _cells(figure: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _against(value: float | None, target: float | None, show: Any) -> str:
+def _against(value: int | float | None, target: int | float | None, show: Any) -> str:
     if not target:
         return ""
     return show(target) + ("" if value is None else f", {bench_kernels.verdict(value, target)}")

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from thinkfirst.kernels.cost import traffic
+from thinkfirst.kernels.cost import hlo, traffic
 
 
 def placed(operands: Any, device: Any) -> Any:
@@ -53,6 +53,7 @@ def described(module: str, case: str, variant: str, topology: str) -> dict[str, 
         "vmem_bytes": max(map(int, vmem), default=0),
         "kernels": kernels,
         "moved": moved,
+        "moved_by_xla": hlo.hbm_bytes(text),
     }
 
 

@@ -3,9 +3,9 @@
     cycles = sum over the program's operations of max(static cycles, HBM bytes / (HBM bandwidth / clock))
 
 libtpu unrolls the scalar control flow of each compiled operation and prices its instruction bundles and copies.  It
-does not share the HBM among copies, so each Pallas call is held to the time its bytes need (`traffic`); operations of
-XLA are not, which flatters them.  The profile is asked for by an init flag, which libtpu reads once: every estimate is
-made by a process of its own.  The flags are undocumented; `calibration` says how far the count may be trusted.
+does not share the HBM among copies, so each operation is held to the time that its bytes need (`traffic` for Pallas
+calls, `hlo` for others).  The profile is asked for by an init flag, which libtpu reads once: every estimate is made by
+a process of its own.  The flags are undocumented; `calibration` says how far the count may be trusted.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class ProfileError(RuntimeError):
 class Estimate:
     """What the compiler says of one program."""
 
-    cycles: int  # of the whole program, each kernel held to its HBM time
+    cycles: int  # of the whole program, each operation held to its HBM time
     static_cycles: int  # the same without that
     hbm_bytes: int  # moved by the Pallas calls
     temp_bytes: int  # HBM beside operands and results
@@ -90,6 +90,8 @@ def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int]) -> Es
         if found is not None:
             waiting.remove(found)
             operations[found] = max(operations[found], round(call["bytes"] / chip.hbm_bytes_per_cycle))
+    for name in operations.keys() & said["moved_by_xla"].keys():
+        operations[name] = max(operations[name], round(said["moved_by_xla"][name] / chip.hbm_bytes_per_cycle))
     return Estimate(
         cycles=sum(operations.values()),
         static_cycles=sum(static.values()),

@@ -20,12 +20,12 @@ class Row:
 
     case: str
     op: str
-    target: float  # v5e cycles, or a ratio where `over` is set
+    target: int | float  # v5e cycles, or a ratio where `over` is set
     less: str = ""  # the case whose cycles are taken off: a backward pass is counted together with its forward pass
     over: str = ""  # the case whose cycles this one's are divided by
     peer: str = ""  # the case of `PEERS` that is counted beside ours
     peer_less: str = ""
-    recorded: tuple[tuple[str, float], ...] = ()
+    recorded: tuple[tuple[str, int | float], ...] = ()
     temp_target: int = 0  # bytes at the shape of the case `<case>_memory`, which is compiled but not counted; 0: none
 
 

@@ -21,11 +21,12 @@ def test_a_chip_turns_bytes_into_cycles():
         chips.named("v9")
 
 
-def test_each_kernel_is_held_to_the_time_of_its_bytes():
-    static = {"flash.1": 7_000, "flash.2": 9_000, "fusion": 500}
-    found = profile.summed(chips.named("v5e"), {**SAID, "moved": FLASH}, static)
-    assert found.operations == {"flash.1": 10_000, "flash.2": 9_000, "fusion": 500}
-    assert (found.cycles, found.static_cycles) == (19_500, 16_500)
+def test_each_operation_is_held_to_the_time_of_its_bytes():
+    static = {"flash.1": 7_000, "flash.2": 9_000, "fusion": 500, "reduce": 10}
+    said = {**SAID, "moved": FLASH, "moved_by_xla": {"fusion": 5460, "reduce": 54_600, "inside.a.fusion": 10**9}}
+    found = profile.summed(chips.named("v5e"), said, static)
+    assert found.operations == {"flash.1": 10_000, "flash.2": 9_000, "fusion": 500, "reduce": 100}
+    assert (found.cycles, found.static_cycles) == (19_600, 16_510)
     assert (found.hbm_bytes, found.temp_bytes, found.vmem_bytes) == (5_460_546, 1024, 4096)
 
 
