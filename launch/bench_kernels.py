@@ -71,7 +71,8 @@ def _ours(row: table.Row, chip: str, count: Count) -> Figure:
         "error": "",
     }
     try:
-        found = count(table.module_of(row.op, row.case), row.case)
+        case = row.counts or row.case
+        found = count(table.module_of(row.op, case), case)
         figure |= {name: getattr(found, name) for name in figure if hasattr(found, name)}
         figure["temp_case"] = row.case
         if row.less:

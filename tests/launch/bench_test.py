@@ -12,7 +12,7 @@ from thinkfirst.launch import bench, bench_kernels, bench_report
 COUNTS = {
     "causal_g3_fwd": 100_000,
     "causal_g3_bwd": 340_000,
-    "packed_ratio": 40_000,
+    "packed_causal_fwd": 40_000,
     "splash_causal_g3_fwd": 140_000,
     "splash_causal_g3_fwd_bwd": 400_000,
     "window_fwd_bwd": 216_000,
@@ -87,7 +87,7 @@ def test_a_backward_pass_is_counted_without_its_forward_pass(counted, tmp_path):
 def test_packing_is_a_ratio_and_nothing_is_counted_twice(counted, tmp_path):
     found = kernels(tmp_path, "--tpu_estimate=v5e", "--cases=causal_g3_fwd,packed_ratio", "--nopeers")
     assert found[1]["ratio"] == 0.4
-    assert counted == [("causal_g3_fwd", "v5e", ""), ("packed_ratio", "v5e", "")]
+    assert counted == [("causal_g3_fwd", "v5e", ""), ("packed_causal_fwd", "v5e", "")]
 
 
 def test_memory_is_that_of_the_larger_shape_where_a_target_names_it(counted, tmp_path, capsys):
