@@ -140,9 +140,8 @@ def line(figure: Figure) -> str:
             parts.append(
                 f"of {mebibytes(figure['temp_target'])} {verdict(figure['temp_bytes'], figure['temp_target'])}"
             )
-    if figure["peer"]:
-        cycles, error = figure["peer_cycles"], figure["peer_error"]
-        parts.append(f"{figure['peer']} {error or (shown(cycles) if cycles else '-')}")
+    if figure["peer_cycles"] or figure["peer_error"]:
+        parts.append(f"{figure['peer']} {figure['peer_error'] or shown(figure['peer_cycles'])}")
     parts += [f"{name} {shown(cycles)} (recorded)" for name, cycles in figure["recorded"].items()]
     return "  ".join([*parts, figure["error"]]).rstrip()
 
