@@ -83,23 +83,37 @@ def temp_bytes(module: str, case: str, *, chip: str, seconds: float = 900.0) -> 
 def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int]) -> Estimate:
     """The estimate from what the compiler said and the static cycles of each operation."""
     operations = dict(static)
-    waiting = list(said["kernels"])
-    for call in said["moved"]:
-        # the compiled call is named after the traced one, with a number behind it
-        found = next((name for name in waiting if re.fullmatch(re.escape(call["name"]) + r"(\.\d+)?", name)), None)
-        if found is not None:
-            waiting.remove(found)
-            operations[found] = max(operations[found], round(call["bytes"] / chip.hbm_bytes_per_cycle))
-    for name in operations.keys() & said["moved_by_xla"].keys():
-        operations[name] = max(operations[name], round(said["moved_by_xla"][name] / chip.hbm_bytes_per_cycle))
+    by_pallas = bytes_of_kernels(said["kernels"], said["moved"])
+    for name, size in {**said["moved_by_xla"], **by_pallas}.items():
+        if name in operations:
+            operations[name] = max(operations[name], round(size / chip.hbm_bytes_per_cycle))
     return Estimate(
         cycles=sum(operations.values()),
         static_cycles=sum(static.values()),
-        hbm_bytes=sum(call["bytes"] for call in said["moved"]),
+        hbm_bytes=sum(by_pallas.values()),
         temp_bytes=said["temp_bytes"],
         vmem_bytes=said["vmem_bytes"],
         operations=operations,
     )
+
+
+def bytes_of_kernels(kernels: list[str], calls: list[dict[str, Any]]) -> dict[str, int]:
+    """Compiled kernel -> bytes, by the names of the Pallas calls they come from.
+
+    A call `flash` becomes `flash.1`, and differentiated `jvp_flash_.1` or `transpose_jvp_flash__.1`.
+    """
+    waiting = sorted(calls, key=lambda call: -len(call["name"]))  # a name may be the end of a longer one
+    found = {}
+    for kernel in kernels:
+        call = next(
+            (x for x in waiting if re.fullmatch(rf"(\w+_)?{re.escape(x['name'])}_*(\.\d+)?", kernel) and x["name"]),
+            None,
+        )
+        if call is None:
+            raise ProfileError(f"the kernel {kernel} comes from no Pallas call that has a name: give it one")
+        waiting.remove(call)
+        found[kernel] = call["bytes"]
+    return found
 
 
 def read_profiles(folder: pathlib.Path) -> dict[str, int]:

@@ -30,6 +30,14 @@ def test_each_operation_is_held_to_the_time_of_its_bytes():
     assert (found.hbm_bytes, found.temp_bytes, found.vmem_bytes) == (5_460_546, 1024, 4096)
 
 
+def test_a_kernel_is_known_by_the_name_of_its_call_though_it_was_differentiated():
+    calls = [{"name": name, "bytes": size} for size, name in enumerate(("flash", "old_flash", "flash", "flash_back"))]
+    kernels = ["jvp_old_flash_.1", "jvp_flash_.2", "flash.1", "transpose_jvp_flash_back__.1"]
+    assert profile.bytes_of_kernels(kernels, calls) == dict(zip(kernels, (1, 0, 2, 3), strict=True))
+    with pytest.raises(profile.ProfileError, match=r"body\.1 comes from no Pallas call that has a name"):
+        profile.bytes_of_kernels(["body.1"], [{"name": "", "bytes": 1}])
+
+
 def test_profiles_are_read_from_the_files_libtpu_writes(tmp_path):
     (tmp_path / "a.textproto").write_text(
         'hlo_op_estimate {\n  hlo_op_name: "matmul.1"\n  estimated_cycles: 24866\n  num_equivalent_hlos: 1\n}\n'
