@@ -15,7 +15,7 @@ BIN := .venv/bin
 LAYERS := core kernels models rl launch
 READY := .venv/.ok
 
-.PHONY: help demo demo-small demo-base bench bench-kernels test quick lint types wheel-check build-file clean
+.PHONY: help demo demo-small demo-base bench bench-kernels test quick lint types wheel-check build-file golden parity clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,8 @@ help:
 	@echo "make quick        lint and the tests that are not slow"
 	@echo "make lint | types | wheel-check    one of them"
 	@echo "make build-file   write BUILD (Bazel) from the tree"
+	@echo "make golden       write the golden files anew, by transformers, PEFT and Tunix (installs them: 3 GB)"
+	@echo "make parity       compare with those that are installed, live (ARGS=--seed=5 for other weights)"
 	@echo "make clean        remove .venv, .build and what they left behind"
 
 demo: $(READY)
@@ -43,7 +45,7 @@ bench: $(READY)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests/kernels
 	$(BIN)/python -m thinkfirst.launch.bench $(ARGS)
 
-# Writes the table of docs/kernels.md and what tests/kernels/cost/golden_test.py holds the kernels to.
+# Writes the table of docs/kernels.md and what tests/launch/bench_kernels_golden_test.py holds the kernels to.
 bench-kernels: $(READY)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests/kernels
 	$(BIN)/python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=$(CHIPS) \
@@ -69,6 +71,34 @@ wheel-check: $(READY)
 
 build-file:
 	PYTHONPATH=tests $(PYTHON) -m house.write_build
+
+# The oracles: other people's Gemmas, each in an environment of its own.
+MAKERS_hf := make_transformers make_checkpoints make_peft
+MAKERS_tunix := make_tunix
+COMPARED_hf := tests/models/gemma_transformers_test.py tests/models/lora_peft_test.py
+COMPARED_tunix := tests/models/gemma_tunix_test.py
+GOLDEN ?= tests/golden
+
+golden: golden-hf golden-tunix
+
+golden-%: .build/oracle_%/.ok
+	@set -e; for maker in $(MAKERS_$*); do .build/oracle_$*/bin/python tests/golden/$$maker.py --out $(GOLDEN) $(ARGS); done
+
+parity: parity-hf parity-tunix
+
+parity-%: $(READY)
+	@if [ ! -e .build/oracle_$*/.ok ]; then \
+	  echo "parity: left out what tests/golden/oracle_$*.txt lists; make .build/oracle_$*/.ok installs it"; \
+	else \
+	  $(MAKE) --no-print-directory golden-$* GOLDEN=.build/parity && \
+	  THINKFIRST_GOLDEN=$(CURDIR)/.build/parity $(BIN)/pytest $(COMPARED_$*); \
+	fi
+
+.PRECIOUS: .build/oracle_%/.ok
+.build/oracle_%/.ok: tests/golden/oracle_%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 clean:
 	rm -rf .venv .build thinkfirst.egg-info

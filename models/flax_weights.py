@@ -56,31 +56,26 @@ def load(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> gemm
     """
     found, place_of = _described(folder)
     layout.refuse(folder, _differences(found, model))
-    leaves = _leaves(found, model)
     mesh = jax.tree.leaves(shardings)[0].mesh
-    stored = {piece.name: piece for leaf in leaves for piece in leaf.stored}
-    wanted: Any = {}
-    how: Any = {}
-    for name, piece in stored.items():
-        letters = piece.axes if piece.part is None else "L" + piece.axes
-        spec = sharding.parameter_spec(letters, found[name].shape, mesh)
-        where = jax.sharding.NamedSharding(mesh, spec)
-        layout.put(wanted, place_of[name], jax.ShapeDtypeStruct(found[name].shape, found[name].dtype, sharding=where))
-        layout.put(how, place_of[name], ocp.ArrayRestoreArgs(sharding=where))
-    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=READ_GIGABYTES))
-    read = reader.restore(
-        pathlib.Path(folder).absolute(),
-        args=ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True),
-    )
-    tensors = {name: layout.at(read, place_of[name]) for name in stored}
-    del read
     params: gemma.Params = {}
-    for leaf in leaves:
-        places = tuple((piece.axes, piece.part) for piece in leaf.stored)
-        assemble = _assembler(
-            places, leaf.letters, leaf.stacked, model.config.vocab_size, layout.at(shardings, leaf.path)
-        )
-        layout.put(params, leaf.path, assemble([tensors[piece.name] for piece in leaf.stored]))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=READ_GIGABYTES)) as reader:
+        for leaf in _leaves(found, model):  # one at a time: the devices never hold the model twice
+            wanted: Any = {}
+            how: Any = {}
+            for piece in leaf.stored:
+                shape, letters = found[piece.name].shape, piece.axes if piece.part is None else "L" + piece.axes
+                where = jax.sharding.NamedSharding(mesh, sharding.parameter_spec(letters, shape, mesh))
+                abstract = jax.ShapeDtypeStruct(shape, found[piece.name].dtype, sharding=where)
+                layout.put(wanted, place_of[piece.name], abstract)
+                layout.put(how, place_of[piece.name], ocp.ArrayRestoreArgs(sharding=where))
+            asked = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
+            read = reader.restore(pathlib.Path(folder).absolute(), args=asked)
+            tensors = [layout.at(read, place_of[piece.name]) for piece in leaf.stored]
+            places = tuple((piece.axes, piece.part) for piece in leaf.stored)
+            assemble = _assembler(
+                places, leaf.letters, leaf.stacked, model.config.vocab_size, layout.at(shardings, leaf.path)
+            )
+            layout.put(params, leaf.path, assemble(tensors).block_until_ready())
     return params
 
 

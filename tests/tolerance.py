@@ -26,3 +26,11 @@ def assert_close(actual: ArrayLike, expected: ArrayLike, *, slack: float = 1.0) 
             atol=bound["atol"] * slack,
             equal_nan=False,
         )
+
+
+def assert_near(actual: ArrayLike, expected: ArrayLike, *, part: float) -> None:
+    """The largest difference is at most `part` of the largest expected value: for sums whose small values cancel."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, f"shapes differ: {actual.shape} and {expected.shape}"
+    found, largest = np.abs(actual - expected).max(), np.abs(expected).max()
+    assert found <= part * largest, f"off by {found:.3g}, {found / largest:.2g} of the largest value {largest:.3g}"

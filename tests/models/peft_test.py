@@ -10,9 +10,9 @@ import pytest
 import safetensors
 import safetensors.numpy
 
+import checkpoints
 import peft_folder
 import tolerance
-from thinkfirst.core import mesh, sharding
 from thinkfirst.models import hf_weights, lora, peft
 
 NAMES = ("hf_gemma2", "hf_gemma3")
@@ -39,8 +39,7 @@ def params_of(folder, model, tensors):
     """Our tree of a base with these tensors."""
     folder.mkdir()
     safetensors.numpy.save_file(tensors, folder / hf_weights.SINGLE)
-    grid = mesh.make(mesh.MeshConfig(), jax.devices()[:1])
-    return hf_weights.load(folder, model, sharding.parameters(model.letters(), model.shapes(), grid))
+    return hf_weights.load(folder, model, checkpoints.layout(model))
 
 
 def assert_adds(model, name, folder, tmp_path, *, scale):

@@ -1,18 +1,17 @@
 """A checkpoint folder is whole or not there, and what stands beside the weights goes with them."""
 
 import json
-import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from thinkfirst.core import mesh, sharding
+import checkpoints
 from thinkfirst.models import config, flax_weights, gemma, hf_config, hf_weights, weights
 from thinkfirst.models import tokenizer as tokenizer_lib
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = checkpoints.GOLDEN
 NAMES = ("hf_gemma2", "hf_gemma3")
 BESIDE = {"tokenizer.json": "{}", "tokenizer_config.json": '{"a": 1}', "generation_config.json": '{"top_k": 64}'}
 
@@ -28,8 +27,7 @@ def words(tmp_path_factory):
 def opened(folder):
     """(model, where its parameters go) on one device."""
     model = gemma.Model(weights.config(folder))
-    grid = mesh.make(mesh.MeshConfig(), jax.devices()[:1])
-    return model, sharding.parameters(model.letters(), model.shapes(), grid)
+    return model, checkpoints.layout(model)
 
 
 @pytest.fixture
