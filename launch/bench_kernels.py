@@ -61,6 +61,7 @@ def _ours(row: table.Row, chip: str, count: Count) -> Figure:
         "cycles": None,
         "ratio": None,
         "static_cycles": None,
+        "kernel_cycles": None,
         "hbm_bytes": None,
         "temp_bytes": None,
         "temp_case": None,
@@ -76,7 +77,7 @@ def _ours(row: table.Row, chip: str, count: Count) -> Figure:
         figure |= {name: getattr(found, name) for name in figure if hasattr(found, name)}
         figure["temp_case"] = row.case
         if row.less:
-            figure["cycles"] -= count(table.module_of(row.op, row.less), row.less).cycles
+            figure |= _less(figure, count(table.module_of(row.op, row.less), row.less))
         if row.over:
             figure["ratio"] = found.cycles / count(table.module_of(row.op, row.over), row.over).cycles
         if row.temp_target:
@@ -87,11 +88,17 @@ def _ours(row: table.Row, chip: str, count: Count) -> Figure:
     return figure
 
 
+def _less(figure: Figure, part: profile.Estimate) -> Figure:
+    """The cycles of a program without those of a part of it that was counted alone."""
+    return {name: figure[name] - getattr(part, name) for name in ("cycles", "kernel_cycles")}
+
+
 def _peer(row: table.Row, chip: str, count: Count, *, asked: bool) -> Figure:
     """The side of the peer; what could not be counted is said in "peer_error"."""
     figure: Figure = {
         "peer": row.peer or None,
         "peer_cycles": None,
+        "peer_kernel_cycles": None,
         "peer_temp_bytes": None,
         "peer_error": "",
         "recorded": dict(row.recorded) if chip == "v5e" else {},
@@ -100,7 +107,10 @@ def _peer(row: table.Row, chip: str, count: Count, *, asked: bool) -> Figure:
         return figure
     try:
         found = count(table.PEERS, row.peer)
-        figure["peer_cycles"] = found.cycles - (count(table.PEERS, row.peer_less).cycles if row.peer_less else 0)
+        counted = {"cycles": found.cycles, "kernel_cycles": found.kernel_cycles}
+        if row.peer_less:
+            counted = _less(counted, count(table.PEERS, row.peer_less))
+        figure |= {f"peer_{name}": cycles for name, cycles in counted.items()}
         figure["peer_temp_bytes"] = (
             profile.temp_bytes(table.PEERS, f"{row.peer}_memory", chip=chip) if row.temp_target else found.temp_bytes
         )
@@ -141,7 +151,7 @@ def line(figure: Figure) -> str:
                 f"of {mebibytes(figure['temp_target'])} {verdict(figure['temp_bytes'], figure['temp_target'])}"
             )
     if figure["peer_cycles"] or figure["peer_error"]:
-        parts.append(f"{figure['peer']} {figure['peer_error'] or shown(figure['peer_cycles'])}")
+        parts.append(f"{figure['peer']} {figure['peer_error'] or peer_shown(figure)}")
     parts += [f"{name} {shown(cycles)} (recorded)" for name, cycles in figure["recorded"].items()]
     return "  ".join([*parts, figure["error"]]).rstrip()
 
@@ -149,6 +159,12 @@ def line(figure: Figure) -> str:
 def shown(value: int | float) -> str:
     """Cycles as whole numbers, ratios with their digits."""
     return f"{value:.3f}" if isinstance(value, float) else f"{value:,d}"
+
+
+def peer_shown(figure: Figure) -> str:
+    """Cycles of the peer, and of its kernels alone where it has any."""
+    alone = figure["peer_kernel_cycles"]
+    return shown(figure["peer_cycles"]) + (f" (kernels alone {shown(alone)})" if alone else "")
 
 
 def mebibytes(count: int) -> str:

@@ -42,8 +42,8 @@ def render(figures: list[dict[str, Any]]) -> str:
 
 def _cells(figure: dict[str, Any]) -> tuple[str, ...]:
     value = figure["cycles"] if figure["ratio"] is None else figure["ratio"]
-    peers = [(figure["peer"], figure["peer_cycles"])] if figure["peer_cycles"] else []
-    peers += [(f"{name} (recorded)", cycles) for name, cycles in figure["recorded"].items()]
+    peers = [(figure["peer"], bench_kernels.peer_shown(figure))] if figure["peer_cycles"] else []
+    peers += [(f"{name} (recorded)", bench_kernels.shown(cycles)) for name, cycles in figure["recorded"].items()]
     return (
         figure["case"],
         figure["chip"],
@@ -52,7 +52,7 @@ def _cells(figure: dict[str, Any]) -> tuple[str, ...]:
         _temp(figure),
         bench_kernels.mebibytes(figure["vmem_bytes"]) if figure["vmem_bytes"] else "",
         "<br>".join(name for name, _ in peers),
-        "<br>".join(bench_kernels.shown(cycles) for _, cycles in peers),
+        "<br>".join(cycles for _, cycles in peers),
         bench_kernels.mebibytes(figure["peer_temp_bytes"]) if figure["peer_temp_bytes"] is not None else "",
     )
 

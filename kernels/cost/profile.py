@@ -48,6 +48,7 @@ class Estimate:
 
     cycles: int  # of the whole program, each operation held to its HBM time
     static_cycles: int  # the same without that
+    kernel_cycles: int  # of the Pallas calls alone
     hbm_bytes: int  # moved by the Pallas calls
     temp_bytes: int  # HBM beside operands and results
     vmem_bytes: int  # of the kernel that takes the most
@@ -90,6 +91,7 @@ def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int]) -> Es
     return Estimate(
         cycles=sum(operations.values()),
         static_cycles=sum(static.values()),
+        kernel_cycles=sum(operations[name] for name in by_pallas),
         hbm_bytes=sum(by_pallas.values()),
         temp_bytes=said["temp_bytes"],
         vmem_bytes=said["vmem_bytes"],

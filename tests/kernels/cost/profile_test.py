@@ -26,7 +26,7 @@ def test_each_operation_is_held_to_the_time_of_its_bytes():
     said = {**SAID, "moved": FLASH, "moved_by_xla": {"fusion": 5460, "reduce": 54_600, "inside.a.fusion": 10**9}}
     found = profile.summed(chips.named("v5e"), said, static)
     assert found.operations == {"flash.1": 10_000, "flash.2": 9_000, "fusion": 500, "reduce": 100}
-    assert (found.cycles, found.static_cycles) == (19_600, 16_510)
+    assert (found.cycles, found.static_cycles, found.kernel_cycles) == (19_600, 16_510, 19_000)
     assert (found.hbm_bytes, found.temp_bytes, found.vmem_bytes) == (5_460_546, 1024, 4096)
 
 
