@@ -80,6 +80,9 @@ def _ours(row: table.Row, chip: str, count: Count) -> Figure:
             figure |= _less(figure, count(table.module_of(row.op, row.less), row.less))
         if row.over:
             figure["ratio"] = found.cycles / count(table.module_of(row.op, row.over), row.over).cycles
+        if row.bytes_over:
+            whole = count(table.module_of(row.op, row.bytes_over), row.bytes_over)
+            figure["ratio"] = found.hbm_bytes / whole.hbm_bytes
         if row.temp_target:
             figure["temp_case"] = large = f"{row.case}_memory"
             figure["temp_bytes"] = profile.temp_bytes(table.module_of(row.op, large), large, chip=chip)

@@ -20,10 +20,11 @@ class Row:
 
     case: str
     op: str
-    target: int | float  # v5e cycles, or a ratio where `over` is set
+    target: int | float  # v5e cycles, or a ratio where `over` or `bytes_over` is set
     counts: str = ""  # the case that is counted, where it has a name of its own
     less: str = ""  # the case whose cycles are taken off: a backward pass is counted together with its forward pass
     over: str = ""  # the case whose cycles this one's are divided by
+    bytes_over: str = ""  # the case whose HBM bytes this one's are divided by
     peer: str = ""  # the case of `PEERS` that is counted beside ours
     peer_less: str = ""
     recorded: tuple[tuple[str, int | float], ...] = ()
@@ -92,10 +93,12 @@ ROWS = (
         recorded=(("XLA, fused", 821_000),),
         temp_target=45 * MIB,
     ),
+    Row("token_logprob_fwd_grad_cap", "token_logprob", 660_000),
     Row("token_logprob_fwd", "token_logprob", 335_000, peer="logprob_xla_fwd"),
     Row("sample_head", "sample", 1_300_000, peer="sample_head_xla", recorded=(("XLA, by its own count", 2_740_000),)),
     Row("ring_decode", "decode_attention", 20_000, recorded=(("ragged paged attention v3", 45_800),)),
     Row("full_decode", "decode_attention", 38_000, recorded=(("ragged paged attention v3", 39_700),)),
+    Row("full_decode_group", "decode_attention", 0.667, bytes_over="full_decode"),
     Row("lora_fwd", "lora_linear", 585_000, peer="lora_xla_fwd", recorded=(("XLA, fused", 642_000),)),
 )
 

@@ -1,18 +1,19 @@
 """HBM bytes that the Pallas calls of a program must move, from their grids, blocks and index maps.
 
-A block is moved when its index differs from that of the grid step before, as Pallas' pipeline does.  An operand left
-in HBM for the kernel to copy by hand counts once, an output that aliases such an input not at all (the kernel writes a
-part of it).  Where an index map reads prefetched data it is unknown here: such a block counts as moved at every step,
-unless the kernel says what it moves in all with `cost_estimate=pl.CostEstimate(bytes_accessed=...)`.
+A block is moved when its index differs from that of the grid step before, as Pallas' pipeline does.  Where an index map
+reads prefetched data, the steps are walked twice, once with all that data 0 and once with all of it different, and the
+larger count is taken.  An operand left in HBM for the kernel to copy by hand counts once, an output that aliases such
+an input not at all (the kernel writes a part of it).  A kernel of either kind may say what it moves in all with
+`cost_estimate=pl.CostEstimate(bytes_accessed=...)`.
 """
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.extend
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -33,20 +34,21 @@ def hbm_bytes(eqn: Any) -> int:
     """Bytes that one Pallas call moves between HBM and VMEM."""
     mapping = eqn.params["grid_mapping"]
     aliased = {output for _, output in eqn.params["input_output_aliases"]}
-    steps = math.prod(_steps(mapping))
-    known, unknown = 0, 0
+    known, guessed = 0, 0
     for place, block in enumerate(mapping.block_mappings):
-        output = place - mapping.num_inputs
         if _stays_in_hbm(block):
-            unknown += 0 if output in aliased else _size(block.array_aval)
-        elif _reads_prefetched(block, mapping):
-            unknown += steps * _size(block.block_aval)
+            guessed += 0 if place - mapping.num_inputs in aliased else _size(block.array_aval)
+            continue
+        moves = [_moves(block, mapping, prefetched) for prefetched in (_zero, _different)]
+        size = max(moves) * _size(block.block_aval)
+        if moves[0] == moves[1]:
+            known += size
         else:
-            known += _moves(block, mapping) * _size(block.block_aval)
+            guessed += size
     stated = eqn.params["cost_estimate"]
-    if unknown and stated is not None and stated.bytes_accessed:
+    if guessed and stated is not None and stated.bytes_accessed:
         return max(known, int(stated.bytes_accessed))
-    return known + unknown
+    return known + guessed
 
 
 def _stays_in_hbm(block: Any) -> bool:
@@ -57,26 +59,46 @@ def _size(aval: Any) -> int:
     return math.prod(aval.shape) * aval.dtype.itemsize
 
 
-def _steps(mapping: Any) -> list[int]:
-    """The grid; a size that is known at run time only counts as 1."""
-    return [size if isinstance(size, int) else 1 for size in mapping.grid]
+def _zero(*index: Any) -> Any:
+    return jnp.int32(0)
 
 
-def _reads_prefetched(block: Any, mapping: Any) -> bool:
-    index_map = block.index_map_jaxpr.jaxpr
-    prefetched = set(index_map.invars[len(mapping.grid) :])
-    return any(var in prefetched for eqn in index_map.eqns for var in eqn.invars if not hasattr(var, "val"))
+def _different(*index: Any) -> Any:
+    """A large number that depends on the place it is read from."""
+    return jnp.int32(10_007) + sum((jnp.int32(101**axis) * part for axis, part in enumerate(index)), jnp.int32(0))
 
 
-def _moves(block: Any, mapping: Any) -> int:
-    """How often the block changes over the grid, the first time included."""
-    steps = _steps(mapping)
+def _moves(block: Any, mapping: Any, prefetched: Callable[..., Any]) -> int:
+    """How often the block changes over the grid, the first time included; `prefetched` stands in for such data."""
+    # a size that is known at run time only counts as 1
+    steps = [size if isinstance(size, int) else 1 for size in mapping.grid]
     if not steps:
         return 1
     count = math.prod(steps)
     grid = np.array(list(itertools.product(*map(range, steps))), np.int32)
-    run = jax.extend.core.jaxpr_as_fun(block.index_map_jaxpr)
-    unread = [np.int32(0)] * (len(block.index_map_jaxpr.jaxpr.invars) - len(steps))
-    index = jax.vmap(lambda *step: run(*step, *unread))(*grid.T)
-    index = np.stack([np.broadcast_to(np.asarray(part), (count,)) for part in index], axis=1)
-    return 1 + int((index[1:] != index[:-1]).any(axis=1).sum())
+    index = jax.vmap(lambda *step: _evaluated(block.index_map_jaxpr, step, prefetched))(*grid.T)
+    place = np.stack([np.broadcast_to(np.asarray(part), (count,)) for part in index], axis=1)
+    return 1 + int(np.any(place[1:] != place[:-1], axis=1).sum())
+
+
+def _evaluated(closed: Any, given: Sequence[Any], prefetched: Callable[..., Any]) -> list[Any]:
+    """What an index map gives for a grid step, with `prefetched(*index)` for whatever it reads."""
+    jaxpr = closed.jaxpr
+    values = dict.fromkeys(jaxpr.invars)  # references, which follow the grid indices, have no value
+    values |= dict(zip(jaxpr.invars, given, strict=False))
+    values |= dict(zip(jaxpr.constvars, closed.consts, strict=True))
+
+    def value(var: Any) -> Any:
+        return var.val if hasattr(var, "val") else values[var]
+
+    for eqn in jaxpr.eqns:
+        operands = [value(var) for var in eqn.invars]
+        if eqn.primitive.name == "get":
+            results = [prefetched(*operands[1:])]
+        elif eqn.primitive.name in ("jit", "pjit"):
+            results = _evaluated(eqn.params["jaxpr"], operands, prefetched)
+        else:
+            found = eqn.primitive.bind(*operands, **eqn.params)
+            results = found if eqn.primitive.multiple_results else [found]
+        values |= dict(zip(eqn.outvars, results, strict=True))
+    return [value(var) for var in jaxpr.outvars]

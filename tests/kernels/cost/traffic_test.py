@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -49,32 +50,43 @@ def test_calls_inside_other_programs_are_found():
     assert moved(function, ((8, 128), jnp.float32)) == [2 * 8 * ROW] * 2
 
 
-def prefetching(*, stated: int | None):
-    """Reads one block of 8 rows a step, which one it reads from a prefetched table."""
+def prefetching(place, *, stated: int | None = None):
+    """Reads one block of 8 rows a step, at `place(step, prefetched)`, and writes one a step."""
 
-    def function(table, x):
+    def function(prefetched, x):
         return pl.pallas_call(
-            lambda table_ref, x_ref, out_ref: copy(x_ref, out_ref),
+            lambda prefetched_ref, x_ref, out_ref: copy(x_ref, out_ref),
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1,
                 grid=(4,),
-                in_specs=[pl.BlockSpec((8, 128), lambda i, table_ref: (table_ref[i], 0))],
-                out_specs=pl.BlockSpec((8, 128), lambda i, table_ref: (i, 0)),
+                in_specs=[pl.BlockSpec((8, 128), lambda i, prefetched_ref: (place(i, prefetched_ref), 0))],
+                out_specs=pl.BlockSpec((8, 128), lambda i, prefetched_ref: (i, 0)),
             ),
             out_shape=jax.ShapeDtypeStruct((32, 128), jnp.float32),
             cost_estimate=stated and pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=stated),
-        )(table, x)
+        )(prefetched, x)
 
     return moved(function, ((4,), jnp.int32), ((32, 128), jnp.float32))
 
 
-def test_a_block_chosen_by_prefetched_data_counts_at_every_step():
-    assert prefetching(stated=None) == [(4 + 4) * 8 * ROW]
+@pytest.mark.parametrize(
+    ("place", "reads"),
+    [
+        (lambda i, ref: ref[i], 4),  # a page of its own at every step
+        (lambda i, ref: ref[0], 1),  # the layer of a stack
+        (lambda i, ref: jnp.minimum(i, ref[0]), 4),  # up to the last block in use
+        (lambda i, ref: jnp.maximum(i, ref[0]), 4),  # from the first block in use
+        (lambda i, ref: jnp.where(i < 2, ref[1], ref[2]) * 0 + i // 2, 2),
+    ],
+)
+def test_prefetched_data_is_taken_at_its_dearest(place, reads):
+    assert prefetching(place) == [(reads + 4) * 8 * ROW]
 
 
-def test_what_the_kernel_states_is_taken_for_what_is_unknown_but_not_below_what_is_known():
-    assert prefetching(stated=6 * 8 * ROW) == [6 * 8 * ROW]
-    assert prefetching(stated=1) == [4 * 8 * ROW]
+def test_what_the_kernel_states_is_taken_for_what_hangs_on_data_but_not_below_what_is_known():
+    assert prefetching(lambda i, ref: ref[i], stated=6 * 8 * ROW) == [6 * 8 * ROW]
+    assert prefetching(lambda i, ref: ref[i], stated=1) == [4 * 8 * ROW]
+    assert prefetching(lambda i, ref: ref[0], stated=1) == [5 * 8 * ROW]
 
 
 def test_a_statement_counts_for_nothing_where_all_is_known():
