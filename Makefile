@@ -4,6 +4,7 @@ PYTHON ?= python3
 JOBS ?= 2
 SEED ?= 0
 ARGS ?=
+CHIPS ?= v5e
 EXTRAS ?= test
 
 JAX_PLATFORMS ?= cpu
@@ -14,14 +15,15 @@ BIN := .venv/bin
 LAYERS := core kernels models rl launch
 READY := .venv/.ok
 
-.PHONY: help demo demo-small demo-base bench test quick lint types wheel-check build-file golden parity clean
+.PHONY: help demo demo-small demo-base bench bench-kernels test quick lint types wheel-check build-file golden parity clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         train a tiny Gemma 3 on this machine (SEED=0, ARGS='--set key=value')"
 	@echo "make demo-small   the same, smaller: what .ci/run does"
 	@echo "make demo-base    pretrain the base model that the demo starts from"
-	@echo "make bench        check the kernels, then time them"
+	@echo "make bench        check the kernels, then time what this machine can run"
+	@echo "make bench-kernels    estimated TPU cycles of the kernels and their peers (no TPU needed; CHIPS=v5e)"
 	@echo "make test         lint, types, wheel-check and every test"
 	@echo "make quick        lint and the tests that are not slow"
 	@echo "make lint | types | wheel-check    one of them"
@@ -40,7 +42,14 @@ demo-base: $(READY)
 	$(BIN)/python -m thinkfirst.launch.train --recipe=demo_base --set seed=$(SEED) $(ARGS)
 
 bench: $(READY)
+	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests/kernels
 	$(BIN)/python -m thinkfirst.launch.bench $(ARGS)
+
+# Writes the table of docs/kernels.md and what tests/launch/bench_kernels_golden_test.py holds the kernels to.
+bench-kernels: $(READY)
+	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests/kernels
+	$(BIN)/python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=$(CHIPS) \
+	  --report=docs/kernels.md --out=tests/golden/kernel_cycles.json $(ARGS)
 
 test: lint types wheel-check
 	$(BIN)/pytest -n $(JOBS) $(ARGS)

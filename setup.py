@@ -58,6 +58,8 @@ setuptools.setup(
         "test": [
             "beartype",
             "build",
+            # libtpu as JAX pins it: compiles for TPUs, and counts their cycles, without one.  210 MB to download.
+            "jax[tpu]>=0.10.2; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "mypy",
             "pytest",
             "pytest-timeout",

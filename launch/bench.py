@@ -1,141 +1,80 @@
-"""Checks numbers, then times what was checked: the demo's rollout and update on this machine, against plainer ways.
+"""Checks, then figures: how fast the engine is on this machine, or how many cycles the kernels are estimated to take.
 
-    python -m thinkfirst.launch.bench [--repeats=5] [--json=FILE]
-
-Every figure is a median over runs taken in turn (side, peer, side, peer, ...) in one process; `ratio` is peer / side.
+python -m thinkfirst.launch.bench [--suite=engine] [--repeats=5] [--out=FILE.json]
+python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=v5e [--cases=window_fwd,ring_decode] [--search]
 """
 
 import json
 import pathlib
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
-from thinkfirst.core import files, mesh, runtime, sharding
-from thinkfirst.models import config, gemma, lora
-from thinkfirst.rl import batch, learner, optimizer, rollout, trainer
-
-NUM_PROMPTS, GROUP, PROMPT_TOKENS, ROOM = 24, 8, 64, 64
-NO_STOP = (-1,)  # every row runs to the limit: the same work on both sides
-GAP = 1e-5  # nats between engine and learner, float32
-
-
-class Setting:
-    """A random model of the demo's shape, prompts, and the programs to time."""
-
-    def __init__(self) -> None:
-        self.model = gemma.Model(config.demo_gemma3())
-        self.mesh = mesh.make(mesh.MeshConfig())
-        specs = self.model.adapted()
-        adapter = lora.init(specs, jax.random.key(1), rank=16, alpha=16.0)
-        adapter = jax.tree.map(lambda x: x + 0.01, adapter)
-        self.params = jax.device_put(self.model.init(0), sharding.replicated(self.mesh))
-        self.adapter = jax.device_put(adapter, sharding.replicated(self.mesh))
-        rng = np.random.default_rng(0)
-        self.prompts = batch.Prompts(
-            rng.integers(4, 500, (NUM_PROMPTS, PROMPT_TOKENS)).astype(np.int32),
-            rng.integers(PROMPT_TOKENS // 2, PROMPT_TOKENS + 1, NUM_PROMPTS).astype(np.int32),
-            np.arange(NUM_PROMPTS, dtype=np.uint32),
-        )
-
-    def sampler(self, *, group: int, full: bool = False) -> Callable[[], batch.Rollout]:
-        """Rolls out NUM_PROMPTS x GROUP rows; with group 1 every sample's prompt is prefilled for itself."""
-        engine = rollout.Engine(self.model, self.mesh, group=group, room=ROOM, stop_ids=NO_STOP, full=full)
-        prompts = jax.tree.map(lambda x: np.repeat(x, GROUP // group, axis=0), self.prompts)
-        sampling = batch.Sampling.of(max_new_tokens=ROOM)
-        return lambda: jax.block_until_ready(
-            engine.sample(self.params, self.adapter, prompts, sampling, jax.random.key(7))
-        )
-
-    def updater(self, found: batch.Rollout) -> Callable[[], Any]:
-        """One optimiser step on `found`."""
-        transform = optimizer.make(optimizer.OptimizerConfig(learning_rate=1e-3), 10)
-        step = learner.make_step(self.model, transform, learner.LossConfig(), micro_batches=2, remat=False)
-        advantage_B = np.resize(np.array([1, -1], np.float32), NUM_PROMPTS * GROUP)
-        rows = batch.experience(self.prompts, jax.device_get(found), advantage_B)
-        rows = jax.device_put(trainer.trimmed(rows), sharding.rows(self.mesh))
-
-        def update() -> Any:
-            adapter = jax.tree.map(jnp.copy, self.adapter)  # the step donates what it is given
-            return jax.block_until_ready(step(adapter, transform.init(adapter), self.params, rows, jnp.float32(1.0)))
-
-        return update
-
-
-def check(setting: Setting, ring: batch.Rollout, full: batch.Rollout, update: Callable[[], Any]) -> dict[str, float]:
-    """Gaps that must be small before anything is timed; ValueError if one is not."""
-    same = np.asarray(ring.tokens_BT) == np.asarray(full.tokens_BT)
-    found = {
-        "engine vs learner log-prob, max": float(update()[2]["sampling/sampling_logp_difference/max"]),
-        "ring vs full cache, share of tokens that differ": 1.0 - float(same.mean()),
-    }
-    for name, gap in found.items():
-        if not gap <= GAP:
-            raise ValueError(f"{name}: {gap} is over {GAP}; nothing is timed")
-    return found
-
-
-def alternate(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side, all sides run in turn after one warm-up each."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+from thinkfirst.core import files, runtime
+from thinkfirst.kernels.cost import chips, profile
+from thinkfirst.launch import bench_engine, bench_kernels, bench_logprob, bench_report
 
 
 def define_flags() -> flags.FlagValues:
     """The command line."""
     line = flags.FlagValues()
-    flags.DEFINE_integer("repeats", 5, "timed runs of each side", lower_bound=1, flag_values=line)
-    flags.DEFINE_string("json", "", "also write the table to this file", flag_values=line)
+    flags.DEFINE_enum("suite", "engine", ["engine", "kernels"], "what to measure", flag_values=line)
+    flags.DEFINE_integer("repeats", 5, "engine: timed runs of each side", lower_bound=1, flag_values=line)
+    flags.DEFINE_list("tpu_estimate", [], f"kernels: chips to count for: {', '.join(chips.CHIPS)}", flag_values=line)
+    flags.DEFINE_list("cases", [], "kernels: the cases to count (default: all)", flag_values=line)
+    flags.DEFINE_bool("peers", default=True, help="kernels: count the peers too", flag_values=line)
+    flags.DEFINE_bool("search", default=False, help="kernels: count the variants of the cases", flag_values=line)
+    flags.DEFINE_string("report", "", "kernels: also put the table into this Markdown file", flag_values=line)
+    flags.DEFINE_string("out", "", "also write the figures to this JSON file", flag_values=line)
     return line
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: 0, or 2 for bad flags and for a failed check."""
+    """Exit status: 0; 1 when a kernel could not be counted; 2 for bad flags and for a failed check."""
     line = define_flags()
     if "--help" in argv:
         print(f"{__doc__}\n{line.get_help()}")
         return 0
     try:
-        line(argv)
-        runtime.split_cpu(2)
-        setting = Setting()
-        ours, unshared, full = (
-            setting.sampler(group=GROUP),
-            setting.sampler(group=1),
-            setting.sampler(group=GROUP, full=True),
-        )
-        sample = ours()
-        update = setting.updater(sample)
-        checks = check(setting, sample, full(), update)
-        sides = {"rollout": ours, "rollout, prompt prefilled G times": unshared, "rollout, full local caches": full}
-        medians = alternate({**sides, "update": update}, line.repeats)
-    except (ValueError, flags.Error) as error:
+        if len(rest := line(argv)) > 1:
+            raise ValueError(f"unexpected argument {rest[1]!r}")
+        figures, status = _kernels(line) if line.suite == "kernels" else _engine(line)
+    except (ValueError, flags.Error, profile.Unavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = NUM_PROMPTS * GROUP
-    print(f"{rows} rows, {PROMPT_TOKENS} prompt and {ROOM} new tokens, {jax.device_count()} device(s)")
-    for name, gap in checks.items():
-        print(f"  checked  {name}: {gap:.1e}")
-    for name, seconds in medians.items():
-        ratio = f"  ratio {seconds / medians['rollout']:.2f}" if name.startswith("rollout,") else ""
-        print(f"  {seconds:8.3f} s  {rows * ROOM / seconds:10.0f} tokens/s  {name}{ratio}")
-    if line.json:
-        table = {"checks": checks, "median_seconds": medians, "repeats": line.repeats, "versions": runtime.versions()}
-        files.write_text(pathlib.Path(line.json), json.dumps(table, indent=1) + "\n")
-    return 0
+    if line.out:
+        files.write_text(pathlib.Path(line.out), json.dumps(figures, indent=1) + "\n")
+    return status
+
+
+def _engine(line: flags.FlagValues) -> tuple[Any, int]:
+    _reject(line, "tpu_estimate", "cases", "report", "search")
+    runtime.split_cpu(2)
+    figures = {"engine": bench_engine.run(line.repeats), "token_logprob": bench_logprob.run(line.repeats)}
+    return {**figures, "repeats": line.repeats, "versions": runtime.versions()}, 0
+
+
+def _kernels(line: flags.FlagValues) -> tuple[Any, int]:
+    if not line.tpu_estimate:
+        raise ValueError(f"--suite=kernels needs --tpu_estimate: {', '.join(chips.CHIPS)}")
+    if line.search:
+        _reject(line, "report")
+        return bench_kernels.search(line.tpu_estimate, line.cases)
+    report = pathlib.Path(line.report) if line.report else None
+    if report:
+        bench_report.check(report)
+    figures, status = bench_kernels.run(line.tpu_estimate, line.cases, peers=line.peers)
+    if report:
+        bench_report.write(report, figures)
+    return figures, status
+
+
+def _reject(line: flags.FlagValues, *names: str) -> None:
+    """ValueError for a flag that this suite would pass over in silence."""
+    for name in names:
+        if line[name].value:
+            raise ValueError(f"--{name} means nothing here")
 
 
 def cli() -> None:

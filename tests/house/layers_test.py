@@ -19,6 +19,8 @@ CALLED_BY = {
     "jax.sharding.PartitionSpec": ("core/mesh.py", "core/sharding.py"),
     "jax.P": ("core/mesh.py", "core/sharding.py"),
 }
+# What only files whose path begins so may import: nothing that runs may depend on what is counted of it.
+IMPORTED_BY = {"thinkfirst.kernels.cost": ("kernels/cost/", "launch/bench")}
 
 
 def upward(module: source.Module) -> list[str]:
@@ -72,6 +74,15 @@ def misplaced_calls(module: source.Module) -> list[str]:
         module.at(node, f"{name} is called in {' and '.join(CALLED_BY[name])} only")
         for node, name in source.names(module)
         if id(node) in called and name in CALLED_BY and module.path not in CALLED_BY[name]
+    ]
+
+
+def misplaced_imports(module: source.Module) -> list[str]:
+    return [
+        module.at(node, f"{name} is imported by {' and '.join(starts)} only")
+        for node, name in source.imports(module)
+        for banned, starts in IMPORTED_BY.items()
+        if f"{name}.".startswith(f"{banned}.") and not module.path.startswith(starts)
     ]
 
 
@@ -142,6 +153,17 @@ def test_a_mesh_or_partition_spec_made_elsewhere_is_found():
         assert misplaced_calls(source.planted("rl/rollout.py", text)), text
         assert not misplaced_calls(source.planted("core/mesh.py", text)), text
     assert not misplaced_calls(source.planted("rl/rollout.py", "def f(mesh: jax.sharding.Mesh): ..."))
+
+
+def test_only_the_bench_counts_cycles():
+    source.expect_none(finding for module in source.modules() for finding in misplaced_imports(module))
+
+
+def test_a_kernel_that_counts_its_own_cycles_is_found():
+    for text in ("from thinkfirst.kernels.cost import table", "from thinkfirst.kernels import cost"):
+        assert misplaced_imports(source.planted("kernels/sample/api.py", text)), text
+        assert not misplaced_imports(source.planted("launch/bench_kernels.py", text)), text
+    assert not misplaced_imports(source.planted("kernels/sample/api.py", "from thinkfirst.kernels import costly"))
 
 
 def test_every_folder_is_a_package():

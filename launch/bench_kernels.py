@@ -1,0 +1,178 @@
+"""Estimated cycles of the kernels and their peers on TPU chips that are not there (kernels/cost)."""
+
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from thinkfirst.kernels.cost import chips, profile, table
+
+Figure = dict[str, Any]
+Count = Callable[[str, str], profile.Estimate]  # of a module and a case
+
+
+def run(chip_names: Sequence[str], case_names: list[str], *, peers: bool) -> tuple[list[Figure], int]:
+    """A figure per case and chip, printed as they come; 1 if a case could not be counted, else 0."""
+    rows = table.chosen(case_names)
+    versions = _versions(chip_names)
+    print(f"estimated cycles, by the static profile of libtpu {versions['libtpu']}; no TPU has run these programs")
+    figures = []
+    for chip in chip_names:
+        count = functools.cache(functools.partial(profile.estimate, chip=chip))
+        for row in rows:
+            figure = {**_ours(row, chip, count), **_peer(row, chip, count, asked=peers), "versions": versions}
+            figures.append(figure)
+            print(line(figure), flush=True)
+    return figures, int(any(figure["error"] for figure in figures))
+
+
+def search(chip_names: Sequence[str], case_names: list[str]) -> tuple[list[Figure], int]:
+    """Every variant that a case offers, counted; the best of each case and chip is marked.  1 if there are none."""
+    versions = _versions(chip_names)
+    figures = []
+    for chip in chip_names:
+        for row in table.chosen(case_names):
+            found = [
+                {"case": row.case, "chip": chip, "variant": name, **counted, "versions": versions}
+                for name, counted in _variants(row, chip)
+            ]
+            best = min((figure["cycles"] for figure in found if figure["cycles"]), default=None)
+            for figure in found:
+                figure["best"] = best is not None and figure["cycles"] == best
+            figures += found
+    if not figures:
+        print("none of these cases offers variants")
+    return figures, int(not figures)
+
+
+def _versions(chip_names: Sequence[str]) -> dict[str, str]:
+    for name in chip_names:
+        chips.named(name)
+    profile.require()
+    return {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "libtpu")}
+
+
+def _ours(row: table.Row, chip: str, count: Count) -> Figure:
+    """Our side of the figure."""
+    figure: Figure = {
+        "case": row.case,
+        "chip": chip,
+        "cycles": None,
+        "ratio": None,
+        "static_cycles": None,
+        "kernel_cycles": None,
+        "hbm_bytes": None,
+        "temp_bytes": None,
+        "temp_case": None,
+        "vmem_bytes": None,
+        "operations": {},
+        "target": row.target if chip == "v5e" else None,
+        "temp_target": row.temp_target or None,
+        "error": "",
+    }
+    try:
+        case = row.counts or row.case
+        found = count(table.module_of(row.op, case), case)
+        figure |= {name: getattr(found, name) for name in figure if hasattr(found, name)}
+        figure["temp_case"] = row.case
+        if row.less:
+            figure |= _less(figure, count(table.module_of(row.op, row.less), row.less))
+        if row.over:
+            figure["ratio"] = found.cycles / count(table.module_of(row.op, row.over), row.over).cycles
+        if row.bytes_over:
+            whole = count(table.module_of(row.op, row.bytes_over), row.bytes_over)
+            figure["ratio"] = found.hbm_bytes / whole.hbm_bytes
+        if row.temp_target:
+            figure["temp_case"] = large = f"{row.case}_memory"
+            figure["temp_bytes"] = profile.temp_bytes(table.module_of(row.op, large), large, chip=chip)
+    except (profile.ProfileError, LookupError) as error:
+        figure["error"] = str(error)
+    return figure
+
+
+def _less(figure: Figure, part: profile.Estimate) -> Figure:
+    """The cycles of a program without those of a part of it that was counted alone."""
+    return {name: figure[name] - getattr(part, name) for name in ("cycles", "kernel_cycles")}
+
+
+def _peer(row: table.Row, chip: str, count: Count, *, asked: bool) -> Figure:
+    """The side of the peer; what could not be counted is said in "peer_error"."""
+    figure: Figure = {
+        "peer": row.peer or None,
+        "peer_cycles": None,
+        "peer_kernel_cycles": None,
+        "peer_temp_bytes": None,
+        "peer_error": "",
+        "recorded": dict(row.recorded) if chip == "v5e" else {},
+    }
+    if not (asked and row.peer):
+        return figure
+    try:
+        found = count(table.PEERS, row.peer)
+        counted = {"cycles": found.cycles, "kernel_cycles": found.kernel_cycles}
+        if row.peer_less:
+            counted = _less(counted, count(table.PEERS, row.peer_less))
+        figure |= {f"peer_{name}": cycles for name, cycles in counted.items()}
+        figure["peer_temp_bytes"] = (
+            profile.temp_bytes(table.PEERS, f"{row.peer}_memory", chip=chip) if row.temp_target else found.temp_bytes
+        )
+    except profile.ProfileError as error:
+        figure["peer_error"] = str(error)
+    return figure
+
+
+def _variants(row: table.Row, chip: str) -> list[tuple[str, Figure]]:
+    """(name, count) of each variant of the case, printed as they come."""
+    try:
+        module = table.module_of(row.op, row.case)
+    except LookupError:
+        return []
+    found = []
+    for name in getattr(importlib.import_module(module), "VARIANTS", {}).get(row.case, {}):
+        figure: Figure = {"cycles": None, "error": ""}
+        try:
+            figure["cycles"] = profile.estimate(module, row.case, chip=chip, variant=name).cycles
+        except profile.ProfileError as error:
+            figure["error"] = str(error)
+        print(f"{row.case:24s} {chip:4s} {figure['cycles'] or figure['error']:>12}  {name}", flush=True)
+        found.append((name, figure))
+    return found
+
+
+def line(figure: Figure) -> str:
+    """The figure as a line of text."""
+    head = f"{figure['case']:24s} {figure['chip']:4s}"
+    value = figure["cycles"] if figure["ratio"] is None else figure["ratio"]
+    parts = [head, shown(value)] if value is not None else [head]
+    if figure["target"] and value is not None:
+        parts.append(f"target {shown(figure['target'])} {verdict(value, figure['target'])}")
+    if figure["temp_bytes"] is not None:
+        parts.append(f"temp {mebibytes(figure['temp_bytes'])}")
+        if figure["temp_target"] and figure["temp_case"] != figure["case"]:
+            parts.append(
+                f"of {mebibytes(figure['temp_target'])} {verdict(figure['temp_bytes'], figure['temp_target'])}"
+            )
+    if figure["peer_cycles"] or figure["peer_error"]:
+        parts.append(f"{figure['peer']} {figure['peer_error'] or peer_shown(figure)}")
+    parts += [f"{name} {shown(cycles)} (recorded)" for name, cycles in figure["recorded"].items()]
+    return "  ".join([*parts, figure["error"]]).rstrip()
+
+
+def shown(value: int | float) -> str:
+    """Cycles as whole numbers, ratios with their digits."""
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,d}"
+
+
+def peer_shown(figure: Figure) -> str:
+    """Cycles of the peer, and of its kernels alone where it has any."""
+    alone = figure["peer_kernel_cycles"]
+    return shown(figure["peer_cycles"]) + (f" (kernels alone {shown(alone)})" if alone else "")
+
+
+def mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def verdict(value: int | float, target: int | float) -> str:
+    return "met" if value <= target else "MISSED"

@@ -1,0 +1,72 @@
+"""The table of estimated cycles as Markdown, between two markers of a file that is otherwise written by hand."""
+
+import datetime
+import pathlib
+from typing import Any
+
+from thinkfirst.core import files
+from thinkfirst.launch import bench_kernels
+
+BEGIN = "<!-- make bench-kernels writes from here -->"
+END = "<!-- to here -->"
+
+
+def check(path: pathlib.Path) -> None:
+    """ValueError unless the file has the two markers."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{path}: no place for the table: it takes the lines {BEGIN!r} and {END!r}")
+
+
+def write(path: pathlib.Path, figures: list[dict[str, Any]]) -> None:
+    """Puts the table of `figures` between the markers."""
+    check(path)
+    text = path.read_text(encoding="utf-8")
+    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    files.write_text(path, f"{before}{BEGIN}\n\n{render(figures)}\n\n{made(figures, date)}\n\n{after}")
+
+
+def made(figures: list[dict[str, Any]], date: str) -> str:
+    """With what, and when."""
+    versions = ", ".join(f"{name} {version}" for name, version in figures[0]["versions"].items())
+    return f"Estimated on {date} with {versions}."
+
+
+def render(figures: list[dict[str, Any]]) -> str:
+    """A Markdown table, a line per case and chip."""
+    heads = ("case", "chip", "estimated cycles", "target", "temp", "VMEM", "peer", "its cycles", "its temp")
+    rows = [heads, ("---",) * len(heads), *map(_cells, figures)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _cells(figure: dict[str, Any]) -> tuple[str, ...]:
+    value = figure["cycles"] if figure["ratio"] is None else figure["ratio"]
+    peers = [(figure["peer"], bench_kernels.peer_shown(figure))] if figure["peer_cycles"] else []
+    peers += [(f"{name} (recorded)", bench_kernels.shown(cycles)) for name, cycles in figure["recorded"].items()]
+    return (
+        figure["case"],
+        figure["chip"],
+        figure["error"] if value is None else bench_kernels.shown(value),
+        _against(value, figure["target"], bench_kernels.shown),
+        _temp(figure),
+        bench_kernels.mebibytes(figure["vmem_bytes"]) if figure["vmem_bytes"] else "",
+        "<br>".join(name for name, _ in peers),
+        "<br>".join(cycles for _, cycles in peers),
+        bench_kernels.mebibytes(figure["peer_temp_bytes"]) if figure["peer_temp_bytes"] is not None else "",
+    )
+
+
+def _against(value: int | float | None, target: int | float | None, show: Any) -> str:
+    if not target:
+        return ""
+    return show(target) + ("" if value is None else f", {bench_kernels.verdict(value, target)}")
+
+
+def _temp(figure: dict[str, Any]) -> str:
+    if figure["temp_bytes"] is None:
+        return ""
+    found = bench_kernels.mebibytes(figure["temp_bytes"])
+    if not figure["temp_target"] or figure["temp_case"] == figure["case"]:
+        return found
+    return f"{found} of {_against(figure['temp_bytes'], figure['temp_target'], bench_kernels.mebibytes)}"

@@ -1,0 +1,106 @@
+"""Estimated cycles: the arithmetic by hand, the compiler's word for real, and published timings."""
+
+import importlib.util
+import sys
+
+import pytest
+
+from thinkfirst.kernels.cost import chips, profile
+
+CALIBRATION = "thinkfirst.kernels.cost.calibration"
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="left out: estimates of TPU cycles; libtpu is not installed"
+)
+SAID = {"temp_bytes": 1024, "vmem_bytes": 4096, "kernels": ["flash.1", "flash.2"]}
+FLASH = [{"name": "flash", "bytes": 5_460_000}, {"name": "flash", "bytes": 546}]
+
+
+def test_a_chip_turns_bytes_into_cycles():
+    assert chips.named("v5e").hbm_bytes_per_cycle == 546.0
+    with pytest.raises(ValueError, match=r"'v9'; there are v5e, v5p, v6e"):
+        chips.named("v9")
+
+
+def test_each_operation_is_held_to_the_time_of_its_bytes():
+    static = {"flash.1": 7_000, "flash.2": 9_000, "fusion": 500, "reduce": 10}
+    said = {**SAID, "moved": FLASH, "moved_by_xla": {"fusion": 5460, "reduce": 54_600, "inside.a.fusion": 10**9}}
+    found = profile.summed(chips.named("v5e"), said, static)
+    assert found.operations == {"flash.1": 10_000, "flash.2": 9_000, "fusion": 500, "reduce": 100}
+    assert (found.cycles, found.static_cycles, found.kernel_cycles) == (19_600, 16_510, 19_000)
+    assert (found.hbm_bytes, found.temp_bytes, found.vmem_bytes) == (5_460_546, 1024, 4096)
+
+
+def test_a_kernel_is_known_by_the_name_of_its_call_though_it_was_differentiated():
+    calls = [{"name": name, "bytes": size} for size, name in enumerate(("flash", "old_flash", "flash", "flash_back"))]
+    kernels = ["jvp_old_flash_.1", "jvp_flash_.2", "flash.1", "transpose_jvp_flash_back__.1"]
+    assert profile.bytes_of_kernels(kernels, calls) == dict(zip(kernels, (1, 0, 2, 3), strict=True))
+    with pytest.raises(profile.ProfileError, match=r"body\.1 comes from no Pallas call that has a name"):
+        profile.bytes_of_kernels(["body.1"], [{"name": "", "bytes": 1}])
+
+
+def test_profiles_are_read_from_the_files_libtpu_writes(tmp_path):
+    (tmp_path / "a.textproto").write_text(
+        'hlo_op_estimate {\n  hlo_op_name: "matmul.1"\n  estimated_cycles: 24866\n  num_equivalent_hlos: 1\n}\n'
+        'hlo_op_estimate {\n  hlo_op_name: "fusion"\n  estimated_cycles: 10\n  num_equivalent_hlos: 3\n}\n'
+    )
+    (tmp_path / "b.textproto").write_text('hlo_op_estimate {\n  hlo_op_name: "reduce.1"\n}\n')
+    assert profile.read_profiles(tmp_path) == {"matmul.1": 24866, "fusion": 30, "reduce.1": 0}
+
+
+@pytest.mark.parametrize(
+    ("stderr", "expected"),
+    [
+        (
+            "E1 x\nE1 y] Static LLO profiling of copy.3 failed: INVALID_ARGUMENT: dma-general\n",
+            "libtpu cannot profile copy.3: INVALID_ARGUMENT: dma-general",
+        ),
+        (
+            "F1 llo.cc:66] Check failed: TakeStatus() is OK (INTERNAL)\n in HLO [fusion.8] \n",
+            "libtpu gave up on fusion.8: TakeStatus() is OK (INTERNAL)",
+        ),
+        ("Traceback\n  x\njax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: vmem\n", "JaxRuntimeError: RESOURCE_EXH"),
+        ("Traceback\n  x\nKeyError: 'gone'\nsomething after it\n", "exit status 1: KeyError: 'gone'"),
+        ("", "exit status 1: it said nothing"),
+    ],
+)
+def test_a_failure_is_told_in_one_line_with_the_operation(stderr, expected):
+    assert expected in profile.why(1, stderr)
+    assert "\n" not in profile.why(1, stderr)
+
+
+def test_without_libtpu_no_estimate_is_made(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(profile.Unavailable, match=r"pip install 'thinkfirst\[tpu\]'"):
+        profile.estimate(CALIBRATION, "matmul_xla", chip="v5e")
+
+
+def test_a_child_that_fails_is_an_error_that_names_the_case():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("left out: a case that does not exist, asked of a real child; libtpu is not installed")
+    with pytest.raises(profile.ProfileError, match=r"gone for v5e: .*KeyError: 'gone'"):
+        profile.estimate(CALIBRATION, "gone", chip="v5e")
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_child_tells_memory_kernels_and_cycles():
+    found = profile.estimate(CALIBRATION, "matmul_small", chip="v5e")
+    assert list(found.operations) == ["matmul.1"]
+    # 2 x 512 x 1024 x 1024 x 2 FLOP at 131,072 a cycle is 16,384; the rest is filling the pipeline
+    assert 16_384 < found.cycles < 33_000
+    assert found.hbm_bytes == (2 * 512 * 1024 + 1024 * 1024 + 1024 * 1024) * 2
+    assert found.temp_bytes == 0
+    assert 0 < found.vmem_bytes < 16 * 2**20
+    assert profile.estimate(CALIBRATION, "matmul_small", chip="v5e") == found, "the count must not vary"
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["matmul_pallas", "matmul_xla"])
+def test_estimates_agree_with_published_timings(case):
+    """JAX's guide to Pallas matmuls, v5e, 4096^3: seconds of a call less 0.11 ms, which is what any call took there."""
+    published = {"matmul_pallas": 0.889e-3 - 0.11e-3, "matmul_xla": 0.827e-3 - 0.11e-3}
+    chip = chips.named("v5e")
+    found = profile.estimate(CALIBRATION, case, chip=chip.name)
+    assert found.cycles / chip.clock_hz == pytest.approx(published[case], rel=0.1)

@@ -1,0 +1,55 @@
+"""Cycles of the cheaper cases stay within 3 % of those that `make bench-kernels` last wrote down."""
+
+import importlib.metadata
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+from thinkfirst.kernels.cost import table
+from thinkfirst.launch import bench_kernels, bench_report
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "kernel_cycles.json").read_text())
+CHEAP = 400_000  # cycles the profiler has to walk through for a case: some ten seconds
+GATE = 0.03
+
+figures = pytest.mark.parametrize("golden", GOLDEN, ids=[f"{golden['case']}-{golden['chip']}" for golden in GOLDEN])
+
+
+def measure(figure):
+    return figure["cycles"] if figure["ratio"] is None else figure["ratio"]
+
+
+def cost(golden):
+    """What the profiler walks through for the case and for those it is compared with."""
+    (row,) = table.chosen([golden["case"]])
+    others = [other["static_cycles"] or 0 for other in GOLDEN if other["case"] in (row.less, row.over)]
+    return (golden["static_cycles"] or 0) + sum(others)
+
+
+def test_every_case_is_written_down_for_v5e():
+    assert [golden["case"] for golden in GOLDEN if golden["chip"] == "v5e"] == [row.case for row in table.ROWS]
+
+
+def test_the_page_shows_what_is_written_down():
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert bench_report.render(GOLDEN) in page, "docs/kernels.md and the golden cycles differ: run `make bench-kernels`"
+
+
+@pytest.mark.slow
+@figures
+def test_cycles_have_not_moved(golden):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("left out: cycles of the kernels; libtpu is not installed")
+    counted_by, here = golden["versions"]["libtpu"], importlib.metadata.version("libtpu")
+    if counted_by != here:
+        pytest.skip(f"left out: cycles of the kernels; they were counted by libtpu {counted_by}, this is {here}")
+    if golden["error"]:
+        pytest.skip(f"left out: {golden['case']}: {golden['error']}")
+    if cost(golden) > CHEAP:
+        pytest.skip(f"left out for its {cost(golden):,} cycles: make bench-kernels counts all")
+    (found,), _ = bench_kernels.run([golden["chip"]], [golden["case"]], peers=False)
+    assert not found["error"]
+    assert measure(found) == pytest.approx(measure(golden), rel=GATE), "if it is meant: make bench-kernels"

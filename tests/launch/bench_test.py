@@ -1,0 +1,153 @@
+"""The bench as a program: what it refuses, and what it says of kernels, counted or not."""
+
+import dataclasses
+import json
+import types
+
+import pytest
+
+from thinkfirst.kernels.cost import profile, table
+from thinkfirst.launch import bench, bench_kernels, bench_report
+
+COUNTS = {
+    "causal_g3_fwd": 100_000,
+    "causal_g3_bwd": 340_000,
+    "packed_causal_fwd": 40_000,
+    "splash_causal_g3_fwd": 140_000,
+    "splash_causal_g3_fwd_bwd": 400_000,
+    "window_fwd_bwd": 216_000,
+    "splash_window_fwd_bwd": 300_000,
+}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The counter replaced by COUNTS; a list of what it was asked for."""
+    asked = []
+
+    def estimate(module, case, *, chip, variant=""):
+        asked.append((case, chip, variant))
+        if case not in COUNTS:
+            raise profile.ProfileError(f"{case} for {chip}: libtpu cannot profile copy.1")
+        cycles = COUNTS[case] - 1000 * len(variant)
+        return profile.Estimate(
+            cycles=cycles,
+            static_cycles=cycles,
+            kernel_cycles=cycles - 5000,
+            hbm_bytes=10**6,
+            temp_bytes=2**20,
+            vmem_bytes=2**22,
+            operations={"kernel.1": cycles - 5000, "fusion": 5000},
+        )
+
+    monkeypatch.setattr(profile, "require", lambda: None)
+    monkeypatch.setattr(profile, "estimate", estimate)
+    monkeypatch.setattr(profile, "temp_bytes", lambda module, case, *, chip: 30 * 2**20)
+    monkeypatch.setattr(bench_kernels, "_versions", lambda chips: {"libtpu": "0.0.1"})
+    monkeypatch.setattr(table, "module_of", lambda op, case: f"kernels.{op}.cases")
+    return asked
+
+
+def run(*arguments):
+    return bench.main(["bench", *arguments])
+
+
+def kernels(tmp_path, *arguments, status=0):
+    out = tmp_path / "figures.json"
+    assert run("--suite=kernels", f"--out={out}", *arguments) == status
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--suite=gpu"], "--suite=gpu"),
+        (["--suite=kernels"], "needs --tpu_estimate: v5e, v5p, v6e"),
+        (["--suite=kernels", "--tpu_estimate=v9"], "'v9'"),
+        (["--suite=kernels", "--tpu_estimate=v5e", "--cases=window"], "no case 'window'; there are window_fwd"),
+        (["--suite=kernels", "--tpu_estimate=v5e", "--report=nowhere.md"], "nowhere.md: no place for the table"),
+        (["--cases=window_fwd"], "--cases means nothing here"),
+        (["window_fwd"], "unexpected argument 'window_fwd'"),
+    ],
+)
+def test_what_it_cannot_do_it_says(arguments, complaint, capsys):
+    assert run(*arguments) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_without_libtpu_it_says_how_to_get_it(monkeypatch, capsys):
+    def missing():
+        raise profile.Unavailable("libtpu is not installed")
+
+    monkeypatch.setattr(profile, "require", missing)
+    assert run("--suite=kernels", "--tpu_estimate=v5e") == 2
+    assert "libtpu is not installed" in capsys.readouterr().err
+
+
+def test_a_backward_pass_is_counted_without_its_forward_pass(counted, tmp_path):
+    (figure,) = kernels(tmp_path, "--tpu_estimate=v5e", "--cases=causal_g3_bwd")
+    assert figure["cycles"] == 240_000
+    assert (figure["peer_cycles"], figure["peer_kernel_cycles"]) == (260_000, 260_000)
+    assert (figure["case"], figure["chip"], figure["target"]) == ("causal_g3_bwd", "v5e", 245_000)
+    assert figure["versions"] == {"libtpu": "0.0.1"}
+
+
+def test_packing_is_a_ratio_and_nothing_is_counted_twice(counted, tmp_path):
+    found = kernels(tmp_path, "--tpu_estimate=v5e", "--cases=causal_g3_fwd,packed_ratio", "--nopeers")
+    assert found[1]["ratio"] == 0.4
+    assert counted == [("causal_g3_fwd", "v5e", ""), ("packed_causal_fwd", "v5e", "")]
+
+
+def test_memory_is_that_of_the_larger_shape_where_a_target_names_it(counted, tmp_path, capsys):
+    (figure,) = kernels(tmp_path, "--tpu_estimate=v5e", "--cases=window_fwd_bwd")
+    assert (figure["temp_bytes"], figure["temp_case"]) == (30 * 2**20, "window_fwd_bwd_memory")
+    said = capsys.readouterr().out
+    assert "216,000  target 215,000 MISSED" in said
+    assert "temp 30.0 MiB  of 20.0 MiB MISSED" in said
+    assert "splash_window_fwd_bwd 300,000 (kernels alone 295,000)" in said
+
+
+def test_targets_are_for_v5e_only(counted, tmp_path):
+    (figure,) = kernels(tmp_path, "--tpu_estimate=v6e", "--cases=causal_g3_fwd")
+    assert figure["target"] is None
+    assert figure["recorded"] == {}
+
+
+def test_a_case_that_cannot_be_counted_is_reported_not_left_out(counted, tmp_path, capsys):
+    (figure,) = kernels(tmp_path, "--tpu_estimate=v5e", "--cases=sample_head", status=1)
+    assert figure["cycles"] is None
+    assert "cannot profile copy.1" in figure["error"]
+    assert "cannot profile copy.1" in capsys.readouterr().out
+
+
+def test_a_kernel_that_does_not_exist_is_reported_not_left_out(monkeypatch):
+    missing = dataclasses.replace(table.ROWS[0], op="no_such_kernel")
+    with pytest.raises(LookupError, match="kernels/no_such_kernel offers no cases"):
+        table.module_of(missing.op, missing.case)
+
+
+def test_a_search_marks_the_best_variant(counted, tmp_path, monkeypatch):
+    cases = types.SimpleNamespace(VARIANTS={"causal_g3_fwd": {"wide": None, "narrow": None}})
+    monkeypatch.setattr(bench_kernels.importlib, "import_module", lambda name: cases)
+    found = kernels(tmp_path, "--tpu_estimate=v5e", "--cases=causal_g3_fwd,packed_ratio", "--search")
+    assert [(row["variant"], row["cycles"], row["best"]) for row in found] == [
+        ("wide", 96_000, False),
+        ("narrow", 94_000, True),
+    ]
+
+
+def test_the_report_goes_between_its_markers_and_nowhere_else(counted, tmp_path):
+    page = tmp_path / "kernels.md"
+    page.write_text(f"before\n{bench_report.BEGIN}\nold\n{bench_report.END}\nafter\n")
+    figures = kernels(
+        tmp_path, "--tpu_estimate=v5e", "--cases=window_fwd_bwd,causal_g3_fwd,packed_ratio", f"--report={page}"
+    )
+    text = page.read_text()
+    assert text.startswith(f"before\n{bench_report.BEGIN}\n")
+    assert text.endswith(f"{bench_report.END}\nafter\n")
+    assert "old" not in text
+    assert bench_report.render(figures) in text
+    assert "| window_fwd_bwd | v5e | 216,000 | 215,000, MISSED | 30.0 MiB of 20.0 MiB, MISSED | 4.0 MiB |" in text
+    assert "| packed_ratio | v5e | 0.400 | 0.450, met |" in text
+    assert "tokamax splash (recorded)" in text
+    assert "with libtpu 0.0.1" in text
