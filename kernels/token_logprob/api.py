@@ -31,9 +31,9 @@ def token_logprob(
 
     `hidden_BTD[b, t]` is the state that predicts `token_BT[b, t]`.  `floor_BT` is `Rollout.floor_BT`; a caller who
     knows that it is -inf everywhere says `truncated=False`, and the sweep for floors is not compiled.
-    `entropy_gradient` says that the entropy will be differentiated: its gradient then comes from the same sweep (a third
-    product), where it would cost another sweep.  With `axis_name`, inside `shard_map`, `table_VD` is this device's part
-    of the vocabulary, in order; everything else, results too, is the same on all devices of that axis.
+    `entropy_gradient` says that the entropy will be differentiated: its gradient then comes from the same sweep (a
+    third product), where it would cost another sweep.  With `axis_name`, inside `shard_map`, `table_VD` is this
+    device's part of the vocabulary, in order; all else, results too, is the same on every device of that axis.
     """
     batch, length, width = hidden_BTD.shape
     backend = _resolve(backend, width, table_VD.shape[0], sharded=axis_name is not None)
@@ -54,14 +54,20 @@ def token_logprob(
         if backend != "chunked":
             interpret = tpu.INTERPRETED if backend == "tpu_interpret" else False
             sweep = functools.partial(tpu.sweep, interpret=interpret)
-        plan = streamed.Plan(sweep, soft_cap, truncated, entropy_gradient, axis_name)
+        plan = streamed.Plan(
+            sweep=sweep,
+            soft_cap=soft_cap,
+            truncated=truncated,
+            entropy_gradient=entropy_gradient,
+            axis_name=axis_name,
+        )
         operands = streamed.Operands(hidden_TD, table_VD, token_T, floor_T, temperature)
         logp_T, entropy_T = streamed.token_logprob(plan, operands)
     return logp_T.reshape(batch, length), entropy_T.reshape(batch, length)
 
 
 def _resolve(backend: Backend, width: int, num_words: int, *, sharded: bool) -> Backend:
-    """AUTO takes the TPU kernel where it can run, the sweep for a large vocabulary; a backend asked for by name must."""
+    """AUTO takes the kernel on a TPU, else the sweep for a large vocabulary; a backend asked for by name must run."""
     reason = tpu.unsupported(width, num_words)
     if backend == "auto":
         if jax.default_backend() == "tpu" and not reason:

@@ -1,4 +1,4 @@
-"""What is compiled for a TPU to count cycles and bytes: a function and its operands' shapes, by the name of the case."""
+"""What is compiled for a TPU to count cycles and bytes: a function and its operands' shapes, by case."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,9 @@ def _operands(length: int, size: int, width: int) -> tuple[jax.ShapeDtypeStruct,
 
 
 def _plan(soft_cap: float, *, entropy_gradient: bool = False, truncated: bool = False) -> streamed.Plan:
-    return streamed.Plan(tpu.sweep, soft_cap, truncated, entropy_gradient, None)
+    return streamed.Plan(
+        sweep=tpu.sweep, soft_cap=soft_cap, truncated=truncated, entropy_gradient=entropy_gradient
+    )
 
 
 def forward(soft_cap: float, length: int, size: int, width: int) -> Case:

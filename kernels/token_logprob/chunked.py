@@ -92,6 +92,8 @@ def _absorb(
     peak_T, total_T, lean_T, sums = carry
     size = table_VD.shape[0]
     begin = jnp.minimum(i * words, size - words)
+    # Tied to the index: XLA on CPU would widen a whole bfloat16 table to float32, once, before the loop.
+    begin, table_VD = jax.lax.optimization_barrier((begin, table_VD))
     rows_VD = jax.lax.dynamic_slice_in_dim(table_VD, begin, words).astype(hidden_TD.dtype)
     logit_TV = jnp.einsum("TD,VD->TV", hidden_TD, rows_VD, preferred_element_type=jnp.float32)
     logit_TV, slope_TV = streamed.capped(logit_TV, soft_cap)

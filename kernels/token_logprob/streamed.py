@@ -8,12 +8,13 @@ A sweep is attention with hidden states as queries and the table as keys and val
 and E[c W] come out of one pass, so forward and backward cost two products with the table, and the backward pass is a
 multiply.  A floor is relative to the log-sum-exp over *all* words, so rows that have one cost a sweep for it first.
 
-`Sweep` is what `chunked.sweep` (plain JAX) and `tpu.sweep` (Pallas) implement; here is what both share.
+`chunked.sweep` (plain JAX) and `tpu.sweep` (Pallas) sweep; here is what both share.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,30 +44,20 @@ class Operands(NamedTuple):
     temperature: Float[Array, ""]
 
 
-class Sweep(Protocol):
-    """Statistics over the words with z >= least_T (all of them if that is None); `moments` 1 adds row, 2 also tilt."""
-
-    def __call__(
-        self,
-        hidden_TD: Float[Array, "T D"],
-        table_VD: Float[Array, "V D"],
-        least_T: Float[Array, "T"] | None,
-        *,
-        temperature: Float[Array, ""],
-        soft_cap: float,
-        moments: int,
-    ) -> Swept: ...
+# sweep(hidden_TD, table_VD, least_T, *, temperature, soft_cap, moments): statistics over the words with z >= least_T,
+# all of them if that is None.  `moments` 1 adds row_TD, 2 also tilt_TD.
+Sweep = Callable[..., Swept]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is static in a call.  `truncated` False: every floor is known to be -inf."""
 
     sweep: Sweep
     soft_cap: float
     truncated: bool
-    entropy_gradient: bool
-    axis_name: str | None
+    entropy_gradient: bool = False
+    axis_name: str | None = None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -32,7 +32,7 @@ LANES = 128
 ROWS = 16  # sublanes of a bfloat16 tile
 NOTHING = -1e30  # logit of a dropped word; finite, so that 0 times it is 0
 LOG2_E = math.log2(math.e)
-MIB = 2**20
+COMPILED_VMEM_BYTES = 64 * 2**20  # where there is no TPU to ask: v5e and v6e have twice that, v4 a quarter
 INTERPRETED = pltpu.InterpretParams(detect_races=True)  # a CPU runs the kernel; memory not yet written is NaN
 
 
@@ -53,10 +53,10 @@ def sweep(
     moments: int,
     block_T: int = 512,
     block_V: int = 1024,
-    sub_blocks: int = 2,
+    vmem_bytes: int | None = None,
     interpret: Any = False,
 ) -> streamed.Swept:
-    """`streamed.Sweep` by one Pallas call."""
+    """`streamed.Sweep` by one Pallas call.  Blocks are halved until they fit in `vmem_bytes` (default: the chip's)."""
     reason = unsupported(hidden_TD.shape[1], table_VD.shape[0])
     if reason:
         raise ValueError(f"token_logprob on TPU: {reason}")
@@ -65,8 +65,14 @@ def sweep(
     padding = -length % ROWS
     length += padding
     hidden_TD = jnp.pad(hidden_TD, ((0, padding), (0, 0)))
-    block_T = _round_up(pl.cdiv(length, pl.cdiv(length, block_T)), ROWS)
+    if vmem_bytes is None:
+        on_tpu = jax.default_backend() == "tpu"
+        vmem_bytes = pltpu.get_tpu_info().vmem_capacity_bytes if on_tpu else COMPILED_VMEM_BYTES
     block_V = min(block_V, size // LANES * LANES)
+    while _vmem(block_T, block_V, hidden_TD, table_VD, moments) > vmem_bytes and max(block_T, block_V) > LANES:
+        block_T, block_V = (block_T, block_V // 2) if block_V > 2 * LANES else (block_T // 2, block_V)
+    block_T = _round_up(pl.cdiv(length, pl.cdiv(length, block_T)), ROWS)
+    block_V = _round_up(block_V, LANES)
     scale = (LOG2_E / temperature).astype(jnp.float32).reshape(1)
     inputs = [scale, hidden_TD, table_VD]
     in_specs = [
@@ -85,7 +91,7 @@ def sweep(
             soft_cap=soft_cap,
             moments=moments,
             dropping=least_T is not None,
-            sub_block=block_V // sub_blocks if block_V % (sub_blocks * LANES) == 0 else block_V,
+            sub_block=block_V // 2 if block_V % (2 * LANES) == 0 else block_V,
             rest=size % block_V,
         ),
         grid=(pl.cdiv(length, block_T), pl.cdiv(size, block_V)),
@@ -95,7 +101,7 @@ def sweep(
         + [jax.ShapeDtypeStruct((length, width), jnp.float32)] * moments,
         scratch_shapes=[pltpu.VMEM((block_T, LANES), jnp.float32)] * 3,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=100 * MIB
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_bytes
         ),
         interpret=interpret,
         name=("token_logprob_forward", "token_logprob", "token_logprob_tilt")[moments],
@@ -164,7 +170,8 @@ def _absorb(
     dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32, precision=precision)
     rows_VD = table_ref[begin : begin + size, :].astype(hidden_ref.dtype)
     if real < size:
-        rows_VD = jnp.where(jax.lax.broadcasted_iota(jnp.int32, rows_VD.shape, 0) < real, rows_VD, jnp.zeros_like(rows_VD))
+        exists_VD = jax.lax.broadcasted_iota(jnp.int32, rows_VD.shape, 0) < real
+        rows_VD = jnp.where(exists_VD, rows_VD, jnp.zeros_like(rows_VD))
     bits_TV = dot(hidden_ref[...], rows_VD, (((1,), (1,)), ((), ())))
     slope_TV = None
     if soft_cap:
@@ -219,6 +226,15 @@ def _finish(token_ref: Any, carried: tuple[Any, ...]) -> None:
     for tilt_ref in tilt_refs:
         tilt = tilt_ref[...] * _across(inverse, row_ref.shape[1]) - _across(mean, row_ref.shape[1]) * row_ref[...]
         tilt_ref[...] = tilt * (1 / LOG2_E)
+
+
+def _vmem(block_T: int, block_V: int, hidden_TD: jax.Array, table_VD: jax.Array, moments: int) -> int:
+    """Bytes of VMEM that a step takes, about: streamed blocks are there twice, and a sub-block's softmax is large."""
+    width = hidden_TD.shape[1]
+    hidden = 2 * block_T * width * hidden_TD.dtype.itemsize
+    table = block_V * width * (2 * table_VD.dtype.itemsize + hidden_TD.dtype.itemsize)
+    sums = (3 * moments) * block_T * width * 4
+    return hidden + table + sums + block_T * (7 * LANES + 3 * block_V) * 4
 
 
 def _across(lanes: jax.Array, width: int) -> jax.Array:
