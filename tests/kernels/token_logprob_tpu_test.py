@@ -17,7 +17,7 @@ WIDTH = 128
 compiles = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="left out: compiling for TPUs; libtpu is not installed"
 )
-interpreted = functools.partial(tpu.sweep, block_T=32, block_V=128, interpret=tpu.INTERPRETED)
+interpreted = functools.partial(tpu.sweep, block_T=128, block_V=128, interpret=tpu.INTERPRETED)
 
 
 def operands(length, size, *, dtype="float32", floor=-np.inf, temperature=1.0, width=WIDTH):
@@ -85,10 +85,9 @@ def check(sweep, arrays, *, soft_cap=0.0, entropy_weight=0.0, entropy_gradient=F
     [
         pytest.param(1, 300, 0.0, {}, marks=pytest.mark.slow),
         (63, 256, 5.0, {"dtype": "bfloat16", "temperature": 0.7}),
-        pytest.param(127, 1000, 0.0, {"dtype": "bfloat16", "floor": -6.0, "temperature": 1.3}, marks=pytest.mark.slow),
-        pytest.param(40, 333, 5.0, {"floor": -5.5, "temperature": 1.3}, marks=pytest.mark.slow),
+        pytest.param(127, 333, 0.0, {"dtype": "bfloat16", "floor": -6.0, "temperature": 1.3}, marks=pytest.mark.slow),
         pytest.param(512, 200, 30.0, {"dtype": "bfloat16"}, marks=pytest.mark.slow),
-        pytest.param(1000, 384, 0.0, {}, marks=pytest.mark.slow),
+        pytest.param(1000, 256, 0.0, {}, marks=pytest.mark.slow),
     ],
 )
 def test_kernel_is_the_reference(capfd, length, size, soft_cap, arguments):
@@ -97,8 +96,7 @@ def test_kernel_is_the_reference(capfd, length, size, soft_cap, arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("floor", [-np.inf, -5.5])
-@pytest.mark.parametrize("soft_cap", [0.0, 5.0])
+@pytest.mark.parametrize(("soft_cap", "floor"), [(0.0, -np.inf), (5.0, -5.5)])
 def test_gradient_of_the_entropy_comes_from_the_same_sweep(soft_cap, floor):
     arrays = operands(33, 300, floor=floor)
     check(interpreted, arrays, soft_cap=soft_cap, entropy_weight=1.0, entropy_gradient=True)
@@ -196,18 +194,27 @@ def test_no_silent_zero_for_the_gradient_of_a_temperature():
         jax.grad(lambda t: streamed.token_logprob(plan, arrays._replace(temperature=t))[0].sum())(jnp.float32(1))
 
 
-GEMMA3_1B, GEMMA2_2B = (64, 262144, 1152), (64, 256128, 2304)
+GEMMA3_1B, GEMMA2_2B = (262144, 1152), (256128, 2304)
+CHIPS = pytest.mark.parametrize(
+    ("topology", "vmem"), [("v4:2x2x1", 16), ("v5e:2x4", 128), ("v5p:2x2x1", 64), ("v6e:2x4", 128)]
+)
 
 
 @compiles
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [GEMMA3_1B, GEMMA2_2B], ids=["gemma3_1b", "gemma2_2b"])
-@pytest.mark.parametrize(
-    ("topology", "vmem"), [("v4:2x2x1", 16), ("v5e:2x4", 128), ("v5p:2x2x1", 64), ("v6e:2x4", 128)]
-)
-def test_every_part_compiles_for(monkeypatch, topology, vmem, shape):
+@CHIPS
+def test_whole_blocks_of_gemma2_2b_compile_for(monkeypatch, topology, vmem):
     monkeypatch.setattr(tpu, "COMPILED_VMEM_BYTES", vmem * 2**20)
-    compiled(topology, cases.forward_all_gradients(30.0 if shape is GEMMA2_2B else 0.0, 2048, *shape[1:]))
+    compiled(topology, cases.forward_gradient(30.0, 2048, *GEMMA2_2B))
+
+
+@compiles
+@pytest.mark.slow
+@CHIPS
+def test_every_part_compiles_for(monkeypatch, topology, vmem):
+    """Few tokens: small blocks compile in half the time."""
+    monkeypatch.setattr(tpu, "COMPILED_VMEM_BYTES", vmem * 2**20)
+    compiled(topology, cases.forward_all_gradients(0.0, 128, *GEMMA3_1B))
 
 
 @compiles
@@ -222,4 +229,9 @@ def compiled(topology, case):
     layout = jax.sharding.SingleDeviceSharding(devices[0])
     function, shapes = case
     shapes = [jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=layout) for shape in shapes]
-    return jax.jit(function).lower(*shapes).compile()
+    cached_from = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)  # without a TPU the cache cannot be read back
+    try:
+        return jax.jit(function).lower(*shapes).compile()
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", cached_from)
