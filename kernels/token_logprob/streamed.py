@@ -155,6 +155,7 @@ def _combine(swept: Swept, axis_name: str) -> Swept:
     if swept.row_TD is not None:
         row_TD = weight_T[:, None] * swept.row_TD
     if swept.tilt_TD is not None:
+        assert row_TD is not None
         apart_T = jnp.where(some_T, (swept.lse_T - swept.entropy_T) - (lse_T - entropy_T), 0.0)
         tilt_TD = jax.lax.psum(weight_T[:, None] * swept.tilt_TD + apart_T[:, None] * row_TD, axis_name)
     return Swept(lse_T, entropy_T, row_TD, tilt_TD)
