@@ -1,10 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import tolerance
-from thinkfirst.kernels.token_logprob import api, reference
+from thinkfirst.kernels.token_logprob import api, chunked, reference, streamed
 
 
 def case(dtype="float32", size=(2, 5, 8), vocab=33):
@@ -67,14 +69,65 @@ def test_gradient_is_that_of_the_plain_formula():
     tolerance.assert_close(jax.grad(ours)(hidden), jax.grad(plain)(hidden))
 
 
-def test_no_array_of_all_logits_exists():
-    """Forward and backward of 64 tokens over 2**20 words, in chunks of 32: no buffer holds 64 x 2**20 numbers."""
+@pytest.mark.parametrize(("backend", "there", "not_there"), [("reference", 32, 64), ("auto", None, 32)])
+def test_no_array_of_all_logits_exists(backend, there, not_there):
+    """Forward and backward of 64 tokens over 2**20 words: 32 x 2**20 logits at a time at most, or none of that size."""
     hidden, table = jax.ShapeDtypeStruct((1, 64, 8), jnp.float32), jax.ShapeDtypeStruct((2**20, 8), jnp.float32)
+
+    def total(hidden, table):
+        token, floor = jnp.zeros((1, 64), int), jnp.full((1, 64), -jnp.inf)
+        return api.token_logprob(hidden, table, token, floor, temperature=jnp.float32(1.0), backend=backend)[0].sum()
+
+    text = jax.jit(jax.grad(total)).lower(hidden, table).as_text()
+    assert there is None or f"{there}x{2**20}x" in text
+    assert f"{not_there}x{2**20}x" not in text
+
+
+def test_auto_on_a_cpu_is_the_reference_for_a_small_vocabulary_and_the_sweep_for_a_large_one():
+    def jaxpr(vocab, backend):
+        hidden, table, token = case(vocab=vocab)
+        floor = jnp.full(token.shape, -jnp.inf)
+        run = functools.partial(api.token_logprob, temperature=jnp.float32(1.0), backend=backend)
+        return str(jax.make_jaxpr(run)(hidden, table, token, floor))
+
+    assert jaxpr(1000, "auto") == jaxpr(1000, "reference")
+    assert jaxpr(api.STREAMED_WORDS, "auto") != jaxpr(api.STREAMED_WORDS, "reference")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("soft_cap", "floor"), [(0.0, -np.inf), (5.0, -9.0)])
+def test_sweep_on_a_cpu_is_the_reference(monkeypatch, dtype, soft_cap, floor):
+    """Values and the gradients of log-prob and entropy, to states and to table; tokens and words in uneven blocks."""
+    monkeypatch.setattr(chunked, "TOKENS", 4)
+    monkeypatch.setattr(chunked, "WORDS", 13)
+    monkeypatch.setattr(streamed, "TOKEN_CHUNK", 3)
+    monkeypatch.setattr(streamed, "VOCAB_CHUNK", 10)
+    hidden, table, token = case(dtype)
+    floor_BT = jnp.full(token.shape, floor).at[0].set(-jnp.inf)
+
+    def total(hidden, table, backend):
+        logp, entropy = api.token_logprob(
+            hidden, table, token, floor_BT, temperature=jnp.float32(0.7), soft_cap=soft_cap, backend=backend
+        )
+        return (jnp.sin(logp) + entropy).sum(), (logp, entropy)
+
+    run = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True), static_argnums=2)
+    (_, found), gradients = run(hidden, table, "chunked")
+    wide = hidden.astype(jnp.float32), table.astype(jnp.float32)
+    (_, expected), exact = run(*wide, "reference")
+    for mine, theirs in zip(found, expected, strict=True):
+        tolerance.assert_close(mine, theirs, slack=2)  # logits of 10 and more
+    for mine, theirs in zip(gradients, exact, strict=True):
+        tolerance.assert_close(mine, theirs, slack=2)  # sums of 33 products of such
+
+
+def test_a_large_vocabulary_in_bfloat16_is_not_widened():
+    """Temporary memory of forward and backward on a CPU: under a twentieth of the logits'."""
+    hidden, table = jax.ShapeDtypeStruct((1, 64, 64), jnp.bfloat16), jax.ShapeDtypeStruct((2**18, 64), jnp.bfloat16)
 
     def total(hidden, table):
         token, floor = jnp.zeros((1, 64), int), jnp.full((1, 64), -jnp.inf)
         return api.token_logprob(hidden, table, token, floor, temperature=jnp.float32(1.0))[0].sum()
 
-    text = jax.jit(jax.grad(total)).lower(hidden, table).as_text()
-    assert f"32x{2**20}x" in text
-    assert f"64x{2**20}x" not in text
+    memory = jax.jit(jax.grad(total)).lower(hidden, table).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 64 * 2**18 * 4 / 20
