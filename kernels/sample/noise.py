@@ -10,7 +10,7 @@ block, on the batch, or on how the vocabulary is split, so every one of them dra
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Float, Int, Key, UInt
 
 DOMAIN = 0x47554D42  # "GUMB": counters that jax.random does not use, should it see the same key
 KEY_WORDS = 2
@@ -46,6 +46,14 @@ def gumbel(
 ) -> Float[Array, "*shape"]:
     """Noise of each vocabulary index under each key; the two broadcast."""
     return gumbel_of_word(threefry2x32(key, (jnp.uint32(DOMAIN), index))[0])
+
+
+def key_words(key_B: Key[Array, "B"]) -> UInt[Array, "B 2"]:
+    """The two words of each key: those of JAX's default generator, Threefry."""
+    words = jax.random.key_data(key_B)
+    if words.shape[1] != KEY_WORDS:
+        raise ValueError(f"keys of {words.shape[1]} words: sampling takes jax.random keys of the kind threefry2x32")
+    return words
 
 
 def gumbel_rows(key_words: UInt[Array, "B 2"], index_V: Int[Array, "V"]) -> Float[Array, "B V"]:

@@ -27,9 +27,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Float, Int, Key, UInt
 
-from thinkfirst.kernels.sample import noise
+from thinkfirst.kernels.sample import floor, noise
+from thinkfirst.kernels.token_logprob import reference as logprob_reference
 
 LANES, SUBLANES = 128, 8
 ROW_WIDTHS = (32, 64, LANES)  # more places than four would leave too few rows of the table for each
@@ -255,6 +256,47 @@ def draw(
         rows = functools.reduce(join, [jax.tree.map(lambda x, i=i: x[i], shards) for i in range(shards.top.shape[0])])
     lse_B = rows.top + jnp.log(rows.total)
     return Draw(rows.token, rows.logit * rate - lse_B, lse_B, jnp.log(rows.total) - rows.weighted / rows.total)
+
+
+def sample(
+    hidden_BD: Float[Array, "B D"],
+    table_VD: Float[Array, "V D"],
+    key_B: Key[Array, "B"],
+    *,
+    temperature: Float[Array, ""],
+    top_k: Int[Array, ""],
+    top_p: Float[Array, ""],
+    soft_cap: float = 0.0,
+    axis_name: str | None = None,
+    interpret: Any = False,
+) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
+    """(token, log-prob under the sampled distribution, floor) of each row; see `draw`.
+
+    Only where top-k or top-p are asked for are there logits in memory, and a second read of the table.
+    """
+    nothing_B = jnp.full(hidden_BD.shape[0], -jnp.inf)
+
+    def truncated() -> tuple[Array, Array]:
+        """The floor, and the log-sum-exp that makes of it a bound for the scaled logits."""
+        logit_BV = logprob_reference.logits(hidden_BD, table_VD, soft_cap) / temperature
+        lse_B = jax.nn.logsumexp(logit_BV, axis=1)
+        if axis_name:
+            lse_B = jax.nn.logsumexp(jax.lax.all_gather(lse_B, axis_name), axis=0)
+        return floor.truncation_floor(logit_BV - lse_B[:, None], top_k, top_p, axis_name), lse_B
+
+    truncating = (temperature != 0) & ((top_k > 0) | (top_p < 1.0))
+    floor_B, lse_B = jax.lax.cond(truncating, truncated, lambda: (nothing_B, jnp.zeros_like(nothing_B)))
+    drawn = draw(
+        hidden_BD,
+        table_VD,
+        noise.key_words(key_B),
+        temperature=temperature,
+        floor_B=floor_B + lse_B,
+        soft_cap=soft_cap,
+        axis_name=axis_name,
+        interpret=interpret,
+    )
+    return drawn.token_B, drawn.logp_B, floor_B
 
 
 def _round_up(count: int, unit: int) -> int:
