@@ -68,7 +68,7 @@ def _clear_gap(
         next_B = _highest(jnp.where(logp_BV < last_B[:, None], logp_BV, -jnp.inf), axis_name)
         return next_B, (last_B - next_B > reference.NEAR_TIE) | (next_B < reference.NEGLIGIBLE)
 
-    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def step(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         steps, last_B, next_B, clear_B = state
         last_B = jnp.where(clear_B, last_B, next_B)
         return steps + 1, last_B, *look(last_B)

@@ -64,14 +64,14 @@ def join(left: Running, right: Running) -> Running:
     """Two disjoint parts of the vocabulary as one; of equal noisy logits the lower token wins, whatever the order."""
     wins = (left.noisy > right.noisy) | ((left.noisy == right.noisy) & (left.token < right.token))
     top = jnp.maximum(left.top, right.top)
-    total, weighted = 0.0, 0.0
+    total, weighted = jnp.zeros_like(top), jnp.zeros_like(top)
     for part in (left, right):
         moved = part.top - top
         decay = jnp.exp(moved)
         total += decay * part.total
         weighted += decay * (part.weighted + part.total * moved)
-    chosen = (jnp.where(wins, a, b) for a, b in zip(left[:3], right[:3], strict=True))
-    return Running(*chosen, top, total, weighted)
+    token, noisy, logit = (jnp.where(wins, a, b) for a, b in zip(left[:3], right[:3], strict=True))
+    return Running(token, noisy, logit, top, total, weighted)
 
 
 def _body(
@@ -101,10 +101,10 @@ def _body(
             floats_ref[number] = jnp.full((SUBLANES, LANES), value, jnp.float32)
 
     shape = (part // SUBLANES, SUBLANES, LANES)
-    lane_group = jax.lax.broadcasted_iota(jnp.int32, shape, 2) // (LANES // fold)
+    lane_group = jax.lax.broadcasted_iota(jnp.int32, shape, 2) >> (LANES // fold).bit_length() - 1
     own_row = lane_group * rows + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     index = own_row + jax.lax.broadcasted_iota(jnp.int32, shape, 0) * SUBLANES + first
-    key = tuple(jnp.broadcast_to(key_ref[0, word : word + 1, :], shape[1:]) for word in range(noise.KEY_WORDS))
+    key = (jnp.broadcast_to(key_ref[0, :1], shape[1:]), jnp.broadcast_to(key_ref[0, 1:], shape[1:]))
     temperature, rate, floor = settings_ref[0], settings_ref[1], floor_ref[0]
     running = Running(places_ref[...], *(floats_ref[number] for number in range(5)))
     for offset in range(0, rows, part):
@@ -142,16 +142,12 @@ def _logits(
     soft_cap: float,
 ) -> Float[Array, "_ 8 128"]:
     """Capped logits of one part: each lane group keeps the products of its own rows of the table."""
-    fold = table_ref.shape[0] // rows
     part = lane_group.shape[0] * SUBLANES
-    for group in range(fold):
-        product = jax.lax.dot_general(
-            table_ref[group * rows + offset : group * rows + offset + part, :],
-            hidden,
-            (((1,), (0,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        ).reshape(lane_group.shape)
-        logit = product if group == 0 else jnp.where(lane_group == group, product, logit)
+    logit = jnp.zeros(lane_group.shape, jnp.float32)
+    for group in range(table_ref.shape[0] // rows):
+        table = table_ref[group * rows + offset : group * rows + offset + part, :]
+        product = jnp.dot(table, hidden, preferred_element_type=jnp.float32).reshape(lane_group.shape)
+        logit = jnp.where(lane_group == group, product, logit) if group else product
     return soft_cap * jnp.tanh(logit * (1 / soft_cap)) if soft_cap else logit
 
 

@@ -33,7 +33,7 @@ def test_gumbel_of_words_by_hand():
 
 
 def test_noise_is_gumbel():
-    """Kolmogorov-Smirnov over 262,144 values: the distance times the root of their number is below 1.63 in 99 of 100."""
+    """Kolmogorov-Smirnov, 262,144 values: distance times the root of their number is below 1.63 in 99 of 100."""
     values = np.sort(np.asarray(noise.gumbel_rows(ROWS, jnp.arange(4096))).reshape(-1).astype(np.float64))
     rank = np.arange(1, values.size + 1) / values.size
     distance = np.abs(np.exp(-np.exp(-values)) - rank + 0.5 / values.size).max() * np.sqrt(values.size)
