@@ -5,12 +5,13 @@ sign), so that 32 halvings of the integers find exactly
     the k-th largest log-prob:     the largest t with count(logp >= t) >= k
     the last one top-p wants:      the next after the largest t with mass(logp > t) >= top_p * mass of the top k
 and below the higher of these the next lower log-prob is looked up until the gap to it is clear.  Where more than
-MAX_STEPS of them follow, nearly tied (a distribution without any preference), the rows are sorted after all.
+MAX_STEPS of them follow, nearly tied (a distribution without any preference), they are put into buckets.
 
 The kept set is that of `reference.truncation_floor`.  So is the floor, but for negligible equals at the edge, which it
 lies under and not between.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -47,13 +48,14 @@ def truncation_floor(
     mass_B = mass_above(kth_B) + num_at_kth_B.astype(jnp.float32) * jnp.exp(_value(kth_B))
     beyond_B = _largest(lambda level_B: mass_above(level_B) / mass_B >= top_p, jnp.full_like(kth_B, top_p < 1, bool))
     last_B = jnp.maximum(kth_B, jnp.minimum(beyond_B, HIGHEST - 1) + 1)
-    floor_B, found_B = _clear_gap(logp_BV, _value(jnp.minimum(last_B, _order(most_B))), axis_name)
+    last_B = _value(jnp.minimum(last_B, _order(most_B)))
+    floor_B, found_B = _clear_gap(logp_BV, last_B, axis_name)
 
-    def by_sorting() -> Float[Array, "B"]:
-        all_BV = jax.lax.all_gather(logp_BV, axis_name, axis=1, tiled=True) if axis_name else logp_BV
-        return jnp.where(found_B, floor_B, reference.truncation_floor(all_BV, top_k, top_p))
+    def row_by_row() -> Float[Array, "B"]:
+        rows = (logp_BV[:, None], last_B[:, None])
+        return jnp.where(found_B, floor_B, jax.lax.map(lambda row: _far_gap(*row, axis_name), rows)[:, 0])
 
-    return jax.lax.cond(found_B.all(), lambda: floor_B, by_sorting)
+    return jax.lax.cond(found_B.all(), lambda: floor_B, row_by_row)
 
 
 def _clear_gap(
@@ -66,7 +68,7 @@ def _clear_gap(
 
     def look(last_B: Array) -> tuple[Array, Array]:
         next_B = _highest(jnp.where(logp_BV < last_B[:, None], logp_BV, -jnp.inf), axis_name)
-        return next_B, (last_B - next_B > reference.NEAR_TIE) | (next_B < reference.NEGLIGIBLE)
+        return next_B, _clear(last_B, next_B)
 
     def step(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         steps, last_B, next_B, clear_B = state
@@ -76,6 +78,34 @@ def _clear_gap(
     state = (jnp.int32(0), last_B, *look(last_B))
     _, last_B, next_B, clear_B = jax.lax.while_loop(lambda state: ~state[3].all() & (state[0] < MAX_STEPS), step, state)
     return (last_B + next_B) / 2, clear_B
+
+
+def _far_gap(logp_BV: Float[Array, "B V"], last_B: Float[Array, "B"], axis_name: str | None) -> Float[Array, "B"]:
+    """What `_clear_gap` looks for, however far: by the highest and lowest log-prob of buckets narrower than NEAR_TIE.
+
+    No gap is inside a bucket.  Above a bucket it is narrow only if one of the two buckets before it is not empty.
+    """
+    width = 0.95 * reference.NEAR_TIE  # the rounding of log-probs down to NEGLIGIBLE is a hundredth of it
+    buckets = math.ceil(-reference.NEGLIGIBLE / width) + 2
+    bucket_BV = jnp.clip((last_B[:, None] - logp_BV) / width, 0, buckets - 2).astype(jnp.int32)
+    bucket_BV = jnp.where(logp_BV < reference.NEGLIGIBLE, buckets - 1, bucket_BV)
+    row_B1 = jnp.arange(logp_BV.shape[0])[:, None]
+    empty = jnp.full((logp_BV.shape[0], buckets), -jnp.inf)
+    top = empty.at[row_B1, bucket_BV].max(logp_BV)
+    bottom = empty.at[row_B1, bucket_BV].max(-logp_BV)
+    if axis_name:
+        top, bottom = jax.lax.pmax((top, bottom), axis_name)
+    before = jnp.pad(-bottom, ((0, 0), (2, 0)), constant_values=jnp.inf)
+    clear = _clear(jnp.minimum(before[:, 1:-1], before[:, :-2]), top) & (top > -jnp.inf)
+    place_B = jnp.argmax(clear.at[:, 0].set(False), axis=1)
+    next_B = jnp.where(place_B > 0, jnp.take_along_axis(top, place_B[:, None], axis=1)[:, 0], -jnp.inf)
+    above_BV = jnp.where(logp_BV > next_B[:, None], logp_BV, jnp.inf)
+    return (-_highest(-above_BV, axis_name) + next_B) / 2
+
+
+def _clear(last: Float[Array, "*shape"], next: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
+    """Whether a floor fits between neighbours in rank."""
+    return (last - next > reference.NEAR_TIE) | (next < reference.NEGLIGIBLE)
 
 
 def _largest(holds: Callable[[Array], Array], searched_B: Bool[Array, "B"]) -> Int[Array, "B"]:
