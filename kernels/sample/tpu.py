@@ -35,7 +35,7 @@ from thinkfirst.kernels.token_logprob import reference as logprob_reference
 LANES, SUBLANES = 128, 8
 ROW_WIDTHS = (32, 64, LANES)  # more places than four would leave too few rows of the table for each
 BLOCK_BYTES = 2048 * 1152 * 2  # of the table at a time; twice that is in VMEM
-PART = 64  # rows of the table per place that are multiplied and absorbed together
+PART = 32  # rows of the table per place that are multiplied and absorbed together
 MASKED = -1e30  # a logit that is not kept: finite, so that differences are
 NO_MAXIMUM = -1e20  # above MASKED, below any logit
 
