@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from thinkfirst.kernels.sample import noise
+
 NEAR_TIE = 1e-4  # nats between neighbours in rank
 NEGLIGIBLE = -14.0  # log-probability (8e-7) below which a wrongly kept token does not matter
 
@@ -40,6 +42,32 @@ def sample(
     top_p: Float[Array, ""],
 ) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
     """(token, log-prob under the sampled distribution, floor) of each row; temperature 0 takes the likeliest."""
+    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logit_BV.shape[1:], logit_BV.dtype))(key_B)
+    return _draw(logit_BV, noise_BV, temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+def sample_counter(
+    logit_BV: Float[Array, "B V"],
+    key_B: Key[Array, "B"],
+    *,
+    temperature: Float[Array, ""],
+    top_k: Int[Array, ""],
+    top_p: Float[Array, ""],
+) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
+    """What `sample` gives with the noise of noise.py, whose every value can be had by itself: the kernel's tokens."""
+    index_V = jnp.arange(logit_BV.shape[1], dtype=jnp.int32)
+    noise_BV = noise.gumbel_rows(noise.key_words(key_B), index_V)
+    return _draw(logit_BV, noise_BV, temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+def _draw(
+    logit_BV: Float[Array, "B V"],
+    noise_BV: Float[Array, "B V"],
+    *,
+    temperature: Float[Array, ""],
+    top_k: Int[Array, ""],
+    top_p: Float[Array, ""],
+) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
     greedy: Bool[Array, ""] = temperature == 0
     logp_BV = jax.nn.log_softmax(logit_BV / jnp.where(greedy, 1.0, temperature), axis=1)
     truncating = ~greedy & ((top_k > 0) | (top_p < 1.0))
@@ -49,7 +77,6 @@ def sample(
         lambda: jnp.full(logp_BV.shape[:1], -jnp.inf, logp_BV.dtype),
     )
     kept_BV = logp_BV >= floor_B[:, None]
-    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logp_BV.shape[1:], logp_BV.dtype))(key_B)
     noisy_BV = jnp.where(kept_BV, logp_BV + jnp.where(greedy, 0.0, noise_BV), -jnp.inf)
     token_B = jnp.argmax(noisy_BV, axis=1).astype(jnp.int32)
     token_logp_B = jnp.take_along_axis(logp_BV, token_B[:, None], axis=1)[:, 0]
