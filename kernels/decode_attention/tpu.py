@@ -41,9 +41,8 @@ from jaxtyping import Array, Float, Int
 MASKED = -1e30
 TILE = 16  # slots that are written together
 SUBLANES = 8
-STEP_BYTES = 2**19  # of keys (and of values) read in one step
-STEP_ROWS = 2
-DEPTH = 4  # steps whose blocks are on their way or in use
+STEP_BYTES = 2**21  # of keys (and of values) read in one step; two of each are in VMEM
+STEP_ROWS = 8
 VMEM_BYTES = 64 * 2**20
 BY_ROWS = (((1,), (1,)), ((), ()))
 BY_COLUMNS = (((1,), (0,)), ((), ()))
@@ -62,7 +61,6 @@ class _Plan:
     block: int
     tokens: int
     prompt_block: int
-    depth: int
     kv_heads: int
     shared: int
     scale: float
@@ -107,20 +105,29 @@ class _Known:
 
 
 class _Step:
-    """What happens at one step of the grid: `of_prompt` and `of_own` tell whether a block is read, and of what."""
+    """Where the grid stands; `of_prompt` and `of_own` tell whether a block is to be looked at, and of what."""
 
-    def __init__(self, number: Any, position_ref: Any, length_ref: Any, plan: _Plan) -> None:
-        self.buffer = jax.lax.rem(number, plan.depth)
-        self.group, self.place = jax.lax.div(number, plan.steps), jax.lax.rem(number, plan.steps)
-        own = self.place - plan.prompt_blocks
-        part = jax.lax.div(jnp.maximum(own, 0), plan.own_blocks)
-        self.part, self.block = part, own - part * plan.own_blocks
-        self.chunk = self.group * plan.parts + part
+    def __init__(self, group: Any, place: Any, position_ref: Any, length_ref: Any, plan: _Plan) -> None:
+        self.group, self.place = group, place
+        own = jnp.maximum(place - plan.prompt_blocks, 0)
+        self.part = jax.lax.div(own, plan.own_blocks)
+        self.block = own - self.part * plan.own_blocks
+        self.chunk = group * plan.parts + self.part
         self.row = self.chunk * plan.rows
-        newest = functools.reduce(jnp.maximum, [position_ref[self.row + b] for b in range(plan.rows)])
-        self.of_own = (own >= 0) & (self.block * plan.block <= jnp.minimum(newest, plan.slots - 1))
-        self.length = length_ref[self.group] if plan.tokens else None
-        self.of_prompt = (own < 0) & (self.place * plan.prompt_block < self.length) if plan.tokens else None
+        self.last_block: Any = 0
+        if plan.own_blocks > 1:
+            newest = functools.reduce(jnp.maximum, [position_ref[self.row + b] for b in range(plan.rows)])
+            self.last_block = jax.lax.div(jnp.minimum(newest, plan.slots - 1), plan.block)
+        self.of_own = (place >= plan.prompt_blocks) & (self.block <= self.last_block)
+        self.length = length_ref[group] if plan.tokens else 0
+        self.of_prompt = (place < plan.prompt_blocks) & (place * plan.prompt_block < self.length)
+
+
+def _numbers(position_ref: Any, length_ref: Any, plan: _Plan) -> tuple[Any, Any]:
+    """The prefetched numbers, or what is known of them when compiling."""
+    if plan.known_position is None:
+        return position_ref, length_ref
+    return _Known(plan.known_position), _Known(plan.known_length or 0)
 
 
 def _dot(left: jax.Array, right: jax.Array, dimensions: Any) -> jax.Array:
@@ -200,128 +207,81 @@ def _extend_by_own(softmax: _Softmax, step: _Step, position_ref: Any, blocks: tu
     seen = jnp.concatenate([_seen(position_ref[step.row + b], step.block, plan) for b in rows])
     for k in range(plan.kv_heads):
         query = softmax.query_ref[k, _part(step, plan)]
-        score = jnp.concatenate([_dot(query[plan.stacked(b)], key_ref[step.buffer, b, k], BY_ROWS) for b in rows])
+        score = jnp.concatenate([_dot(query[plan.stacked(b)], key_ref[b, k], BY_ROWS) for b in rows])
 
         def weigh(weight: jax.Array, k: int = k) -> jax.Array:
-            parts = [_dot(weight[plan.stacked(b)], value_ref[step.buffer, b, k], BY_COLUMNS) for b in rows]
+            parts = [_dot(weight[plan.stacked(b)], value_ref[b, k], BY_COLUMNS) for b in rows]
             return jnp.concatenate(parts)
 
         softmax.extend((k, _part(step, plan)), _capped(score, plan), seen, weigh)
 
 
-def _extend_by_prompt(softmax: _Softmax, step: _Step, blocks: tuple[Any, Any], plan: _Plan) -> None:
+def _extend_by_prompt(softmax: _Softmax, step: _Step, key_ref: Any, value_ref: Any, plan: _Plan) -> None:
     """All rows of the group against a block of the prompt that they share."""
-    key_ref, value_ref = blocks
     shape = (plan.parts * plan.rows * plan.padded, plan.prompt_block)
     token = step.place * plan.prompt_block + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     for k in range(plan.kv_heads):
-        score = _dot(softmax.query_ref[k], key_ref[step.buffer, k], BY_ROWS)
-        weigh = functools.partial(lambda weight, k: _dot(weight, value_ref[step.buffer, k], BY_COLUMNS), k=k)
+        score = _dot(softmax.query_ref[k], key_ref[k], BY_ROWS)
+        weigh = functools.partial(lambda weight, k: _dot(weight, value_ref[k], BY_COLUMNS), k=k)
         softmax.extend(k, _capped(score, plan), token < step.length, weigh)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cache:
-    """One cache in HBM, the buffers that blocks of it are read into and the tiles that are written to it."""
+class _Writer:
+    """Sends the slots around each new token back to one cache: 16 at a time, the old ones from the block at hand."""
 
-    source_ref: Any
-    prompt_ref: Any
-    target_ref: Any
+    cache_ref: Any
     block_ref: Any
-    prompt_block_ref: Any
+    new_ref: Any
     tile_ref: Any
-    read_semaphore: Any
-    write_semaphore: Any
+    semaphore: Any
 
-    def prompt_read(self, layer: jax.Array, step: _Step, plan: _Plan) -> Any:
-        """The transfer of a prompt's block."""
-        source = self.prompt_ref.at[layer, step.group, :, pl.ds(step.place * plan.prompt_block, plan.prompt_block)]
-        buffer = step.buffer
-        return pltpu.make_async_copy(source, self.prompt_block_ref.at[buffer], self.read_semaphore.at[buffer])
+    def copy(self, layer: jax.Array, chunk: jax.Array, b: int, slot: jax.Array, plan: _Plan) -> Any:
+        """The transfer of row b of a chunk; chunks take turns with two sets of tiles."""
+        turn = jax.lax.rem(chunk, 2)
+        target = self.cache_ref.at[layer, chunk * plan.rows + b, :, pl.ds(_tile(slot), TILE)]
+        return pltpu.make_async_copy(self.tile_ref.at[turn, b], target, self.semaphore.at[turn])
 
-    def read(self, layer: jax.Array, step: _Step, b: int, plan: _Plan) -> Any:
-        """The transfer of row b's block."""
-        source = self.source_ref.at[layer, step.row + b, :, pl.ds(step.block * plan.block, plan.block)]
-        buffer = step.buffer
-        return pltpu.make_async_copy(source, self.block_ref.at[buffer, b], self.read_semaphore.at[buffer])
-
-    def write(self, layer: jax.Array, chunk: jax.Array, b: int, position_ref: Any, plan: _Plan) -> Any:
-        """The transfer of the tile around row b's new token."""
-        row, half = chunk * plan.rows + b, jax.lax.rem(chunk, 2)
-        slot = jax.lax.rem(position_ref[row], plan.slots)
-        start = pl.multiple_of(slot - jax.lax.rem(slot, TILE), TILE)
-        target = self.target_ref.at[layer, row, :, pl.ds(start, TILE)]
-        return pltpu.make_async_copy(self.tile_ref.at[half, b], target, self.write_semaphore.at[half])
-
-    def merge(self, new_ref: Any, step: _Step, b: int, slot: jax.Array, plan: _Plan) -> None:
-        """Puts row b's new token among its neighbours from the block."""
-        start = pl.multiple_of(jax.lax.rem(slot - jax.lax.rem(slot, TILE), plan.block), TILE)
+    def send(self, layer: jax.Array, step: _Step, b: int, slot: jax.Array, plan: _Plan) -> None:
+        """Merges row b's new token into its tile and starts to write it."""
+        start = pl.multiple_of(_tile(slot) - step.block * plan.block, TILE)
         for k in range(plan.kv_heads):
-            tile = self.block_ref[step.buffer, b, k, pl.ds(start, TILE)].astype(jnp.float32)
-            here = jax.lax.broadcasted_iota(jnp.int32, tile.shape, 0) == jax.lax.rem(slot, TILE)
-            tile = jnp.where(here, new_ref[step.row + b, k : k + 1].astype(jnp.float32), tile)
+            tile = self.block_ref[b, k, pl.ds(start, TILE)].astype(jnp.float32)
+            here = jax.lax.broadcasted_iota(jnp.int32, tile.shape, 0) == slot - _tile(slot)
+            tile = jnp.where(here, self.new_ref[step.row + b, k : k + 1].astype(jnp.float32), tile)
             self.tile_ref[jax.lax.rem(step.chunk, 2), b, k] = tile.astype(self.tile_ref.dtype)
+        self.copy(layer, step.chunk, b, slot, plan).start()
 
 
-def _transfer(step: _Step, layer: jax.Array, caches: tuple[_Cache, _Cache], plan: _Plan, act: Callable[[Any], None]) -> None:
-    """Starts, or waits for, what a step reads."""
-    if plan.tokens:
-
-        @pl.when(step.of_prompt)
-        def _() -> None:
-            for cache in caches:
-                act(cache.prompt_read(layer, step, plan))
-
-    @pl.when(step.of_own)
-    def _() -> None:
-        for b in range(plan.rows):
-            for cache in caches:
-                act(cache.read(layer, step, b, plan))
+def _tile(slot: jax.Array) -> jax.Array:
+    """First slot of the tile that holds a slot."""
+    return pl.multiple_of(slot & ~(TILE - 1), TILE)
 
 
 def _kernel(
     layer_ref: Any, position_ref: Any, length_ref: Any,
-    query_ref: Any, new_key_ref: Any, new_value_ref: Any, *refs: Any, plan: _Plan,
+    query_ref: Any, new_key_ref: Any, new_value_ref: Any, key_ref: Any, value_ref: Any, *refs: Any, plan: _Plan,
 ) -> None:  # fmt: skip
-    reads, refs = refs[: 4 if plan.tokens else 2], refs[4 if plan.tokens else 2 :]
-    context_ref, *refs = refs
-    writes, blocks, tiles, semaphores, state, prompt_blocks = (
-        refs[:2], refs[2:4], refs[4:6], refs[6:8], refs[8:12], refs[12:] or (None, None),
-    )  # fmt: skip
-    if plan.known_position is not None:
-        position_ref, length_ref = _Known(plan.known_position), _Known(plan.known_length or 0)
-    caches = tuple(
-        _Cache(reads[i], reads[2 + i] if plan.tokens else None, writes[i], blocks[i], prompt_blocks[i], tiles[i],
-               semaphores[0], semaphores[1].at[i])
-        for i in range(2)
-    )  # fmt: skip
-    softmax, layer, number = _Softmax(*state), layer_ref[0], pl.program_id(0)
-    step = _Step(number, position_ref, length_ref, plan)
-    last = plan.groups * plan.steps - 1
-
-    def fetch(number: Any) -> None:
-        _transfer(_Step(number, position_ref, length_ref, plan), layer, caches, plan, lambda copy: copy.start())
-
-    @pl.when(number == 0)
-    def _() -> None:
-        for ahead in range(min(plan.depth - 1, last + 1)):
-            fetch(jnp.int32(ahead))
-
-    @pl.when(number + plan.depth - 1 <= last)
-    def _() -> None:
-        fetch(number + plan.depth - 1)
+    prompt_refs, refs = (refs[:2], refs[2:]) if plan.tokens else ((), refs)
+    context_ref, key_cache_ref, value_cache_ref, key_tile_ref, value_tile_ref, semaphore, *state_refs = refs
+    position_ref, length_ref = _numbers(position_ref, length_ref, plan)
+    softmax, layer = _Softmax(*state_refs), layer_ref[0]
+    writers = (
+        _Writer(key_cache_ref, key_ref, new_key_ref, key_tile_ref, semaphore.at[0]),
+        _Writer(value_cache_ref, value_ref, new_value_ref, value_tile_ref, semaphore.at[1]),
+    )
+    step = _Step(pl.program_id(0), pl.program_id(1), position_ref, length_ref, plan)
 
     @pl.when(step.place == 0)
     def _() -> None:
         operands = (query_ref, new_key_ref, new_value_ref)
         pl.loop(0, plan.parts)(lambda part: softmax.start(part, step, operands, plan))
 
-    _transfer(step, layer, caches, plan, lambda copy: copy.wait())
     if plan.tokens:
 
         @pl.when(step.of_prompt)
         def _() -> None:
-            _extend_by_prompt(softmax, step, prompt_blocks, plan)
+            _extend_by_prompt(softmax, step, *prompt_refs, plan)
 
     @pl.when(step.of_own)
     def _() -> None:
@@ -330,22 +290,22 @@ def _kernel(
 
             @pl.when(jax.lax.div(slot, plan.block) == step.block)
             def _(b: int = b, slot: jax.Array = slot) -> None:
-                for cache, new_ref in zip(caches, (new_key_ref, new_value_ref), strict=True):
-                    cache.merge(new_ref, step, b, slot, plan)
-                    cache.write(layer, step.chunk, b, position_ref, plan).start()
+                for writer in writers:
+                    writer.send(layer, step, b, slot, plan)
 
-        _extend_by_own(softmax, step, position_ref, tuple(blocks), plan)
+        _extend_by_own(softmax, step, position_ref, (key_ref, value_ref), plan)
 
     def wait_for_writes(chunk: jax.Array) -> None:
         for b in range(plan.rows):
-            for cache in caches:
-                cache.write(layer, chunk, b, position_ref, plan).wait()
+            slot = jax.lax.rem(position_ref[chunk * plan.rows + b], plan.slots)
+            for writer in writers:
+                writer.copy(layer, chunk, b, slot, plan).wait()
 
-    @pl.when(step.block == plan.own_blocks - 1)
+    @pl.when((step.place >= plan.prompt_blocks) & (step.block == plan.own_blocks - 1))
     def _() -> None:
         softmax.finish(step, context_ref, plan)
         pl.when(step.chunk > 0)(lambda: wait_for_writes(step.chunk - 1))
-        pl.when(number == last)(lambda: wait_for_writes(step.chunk))
+        pl.when(step.chunk == plan.groups * plan.parts - 1)(lambda: wait_for_writes(step.chunk))
 
 
 def _divisor(size: int, most: int, least: int = TILE) -> int:
@@ -358,26 +318,37 @@ def _call(
     prompt: tuple[jax.Array, ...], length: jax.Array, plan: _Plan, name: str, interpret: Any,
 ) -> tuple[jax.Array, Pair]:  # fmt: skip
     width, dtype = query_BNH.shape[2], own[0].dtype
-    slots_inside = [cache.swapaxes(2, 3) for cache in (*own, *prompt)]
+
+    def own_block(group: jax.Array, place: jax.Array, layer: Any, position: Any, length: Any) -> Any:
+        step = _Step(group, place, *_numbers(position, length, plan), plan)
+        return layer[0], step.chunk, 0, jnp.minimum(step.block, step.last_block), 0
+
+    def prompt_block(group: jax.Array, place: jax.Array, layer: Any, position: Any, length: Any) -> Any:
+        _, length = _numbers(position, length, plan)
+        last = jax.lax.div(jnp.maximum(length[group] - 1, 0), plan.prompt_block)
+        return layer[0], group, 0, jnp.minimum(place, last), 0
+
     whole, anywhere = pl.BlockSpec(memory_space=pltpu.VMEM), pl.BlockSpec(memory_space=pl.ANY)
-    block = pltpu.VMEM((plan.depth, plan.rows, plan.kv_heads, plan.block, width), dtype)
+    own_spec = pl.BlockSpec((None, plan.rows, plan.kv_heads, plan.block, width), own_block)
+    prompt_spec = pl.BlockSpec((None, None, plan.kv_heads, plan.prompt_block, width), prompt_block)
     tile = pltpu.VMEM((2, plan.rows, plan.kv_heads, TILE, width), dtype)
-    prompt_block = pltpu.VMEM((plan.depth, plan.kv_heads, plan.prompt_block, width), dtype)
-    semaphores = [pltpu.SemaphoreType.DMA((plan.depth,)), pltpu.SemaphoreType.DMA((2, 2))]
     stacked = (plan.kv_heads, plan.parts * plan.rows * plan.padded)
     state = [pltpu.VMEM((*stacked, size), jnp.float32) for size in (width, 1, 1, width)]
+    slots_inside = [cache.swapaxes(2, 3) for cache in (*own, *prompt)]
     context_BNH, *written = pl.pallas_call(
         functools.partial(_kernel, plan=plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(plan.groups * plan.steps,),
-            in_specs=[whole] * 3 + [anywhere] * len(slots_inside),
+            grid=(plan.groups, plan.steps),
+            in_specs=[whole] * 3 + [own_spec] * 2 + [prompt_spec] * len(prompt),
             out_specs=[whole, anywhere, anywhere],
-            scratch_shapes=[block] * 2 + [tile] * 2 + semaphores + state + [prompt_block] * len(prompt),
+            scratch_shapes=[tile, tile, pltpu.SemaphoreType.DMA((2, 2)), *state],
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query_BNH, *slots_inside[:2])],
         input_output_aliases={6: 1, 7: 2},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+        ),
         interpret=interpret,
         name=name,
     )(jnp.reshape(layer, (1,)), position_B, length, query_BNH, *new, *slots_inside)
@@ -396,7 +367,7 @@ def _plan(query_BNH: jax.Array, cache_LBSKH: jax.Array, groups: int, *, tokens: 
         groups=groups if tokens else batch // rows, parts=batch // groups // rows if tokens else 1, rows=rows,
         slots=slots, block=_divisor(slots, min(slots, most // rows)),
         tokens=tokens, prompt_block=_divisor(tokens, min(tokens, most)) if tokens else TILE,
-        depth=DEPTH, kv_heads=kv_heads, shared=heads // kv_heads, **settings,
+        kv_heads=kv_heads, shared=heads // kv_heads, **settings,
     )  # fmt: skip
 
 
