@@ -77,9 +77,7 @@ def append_attention(
     """Context of each row's new token, written to its ring in one layer of a stack first, and the rings."""
     ring = written(new, ring, layer, position_B)
     key_BSKH, value_BSKH = (jax.lax.dynamic_index_in_dim(stack, layer, axis=0, keepdims=False) for stack in ring)
-    context_BNH = attention(
-        query_BNH, key_BSKH, value_BSKH, position_B, scale=scale, window=window, soft_cap=soft_cap
-    )
+    context_BNH = attention(query_BNH, key_BSKH, value_BSKH, position_B, scale=scale, window=window, soft_cap=soft_cap)
     return context_BNH, ring
 
 

@@ -2,33 +2,31 @@
 
 The caches are stacked over layers, [L, B, S, K, H], and stay where they are: the layer to use is data, prefetched into
 scalar memory, and only its blocks are read.  (A `dynamic_index` outside would copy the layer out of the stack and a
-`dynamic_update` would copy it back.)  The kernel sees a cache as [L, B, K, S, H], slots on sublanes, so that each block of
-it feeds the matrix unit as it lies.  The change of axes outside is a bitcast: the kernel's layout is the one that the
-compiler gives to a cache that is carried through a loop.  Only a cache that enters or leaves a program is copied, once.
+`dynamic_update` would copy it back.)  The kernel sees a cache as [L, B, K, S, H], slots on sublanes, so that each block
+feeds the matrix unit as it lies.  The change of axes outside is a bitcast: the compiler gives a cache that is carried
+through a loop the kernel's layout.  Only one that enters or leaves a program is copied, once, and not if K = 1.
 
-Rows are visited in chunks: `rows` rows when each has only a cache of its own, the G samples of a prompt when they share
-it.  Grid (chunks, prompt blocks + own blocks), the second axis sequential:
+Rows come in groups that share a prompt, and a group in parts of up to 8 rows that are looked at together; without a
+prompt a part is a group.  Grid (groups, prompt blocks + parts x own blocks), both axes sequential:
 
-  operand                    block                                  at chunk c, step t
-  query, context             [rows, N, H]                           c
-  new key and value          [rows, K, H]                           c
-  prompt key and value       [K, prompt block, H] of [L,P,K,T,H]    layer, c, min(t, last prompt block in use)
-  own key and value          [rows, K, block, H] of [L,B,K,S,H]     layer, c, min(t - prompt blocks, last block in use)
+  operand                        block                                  at group g, part p
+  query, context, new key/value  whole, in VMEM
+  prompt key and value           [K, prompt block, H] of [L,P,K,T,H]    layer, g, t up to the last block in use
+  own key and value              [rows, K, block, H] of [L,B,K,S,H]     layer, (g, p), s up to the last block in use
 
-A block beyond the last one in use is neither read (its index does not change) nor computed.  Carried over the steps of a
-chunk, in VMEM: the queries in float32, those of a key/value head under each other ([K, rows * J', H], J' = J rounded up
-to 8; the rows that fill up are never looked at), and the softmax so far: maximum, sum, weighted sum.  It starts from the
-new token itself, whose score needs no matrix unit; so it is never empty, and the token's slot, which may hold a position
-that the window has left behind, is masked.  Prompt and own part meet in this running softmax, which is the combination by
-log-sum-exp.  Scores of a prompt block are one matmul for all the heads and samples that share it.
+A block beyond the last one in use is neither read (its index does not change) nor looked at.  Carried over the steps
+of a group, in VMEM: the queries in float32, those of a key/value head under each other ([K, G * J', H], J' = J rounded
+up to 8; the rows that fill up are never looked at), and the softmax so far: maximum, sum, weighted sum.  It starts from
+the new token itself, whose score needs no matrix unit; so it is never empty, and the token's slot, which may hold a
+position that the window has left behind, is masked.  Prompt and own part meet in this running softmax, which is the
+combination by log-sum-exp.  The scores of a prompt block are one matmul for all heads and samples that share it.
 
 Writing: a slot is narrower than what memory can address, so the 16 slots around it are taken from the block at hand,
-merged with the new token and sent back by a DMA that runs beside the attention.  Nothing else is written to a cache.
+merged with the new token and sent back by a transfer that is waited for one part later.  Nothing else is written.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,60 +36,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-MASKED = -1e30
-TILE = 16  # slots that are written together
-SUBLANES = 8
-STEP_BYTES = 2**21  # of keys (and of values) read in one step; two of each are in VMEM
-STEP_ROWS = 8
+from thinkfirst.kernels.decode_attention import plans, reference
+
 VMEM_BYTES = 64 * 2**20
+INTERPRET = pltpu.InterpretParams(detect_races=True)  # fills memory with NaN, prints any race
 BY_ROWS = (((1,), (1,)), ((), ()))
 BY_COLUMNS = (((1,), (0,)), ((), ()))
-
-Pair = tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What is fixed when the kernel is compiled."""
-
-    groups: int
-    parts: int
-    rows: int
-    slots: int
-    block: int
-    tokens: int
-    prompt_block: int
-    kv_heads: int
-    shared: int
-    scale: float
-    window: int
-    soft_cap: float
-    known_position: int | None
-    known_length: int | None
-
-    @property
-    def padded(self) -> int:
-        """Query heads that share a key/value head, rounded up to whole sublane tiles."""
-        return -(-self.shared // SUBLANES) * SUBLANES
-
-    @property
-    def own_blocks(self) -> int:
-        """Blocks of a row's own cache."""
-        return self.slots // self.block
-
-    @property
-    def prompt_blocks(self) -> int:
-        """Blocks of a prompt; 0 where rows share none."""
-        return self.tokens // self.prompt_block if self.tokens else 0
-
-    @property
-    def steps(self) -> int:
-        """Steps of a group, those of the prompt first."""
-        return self.prompt_blocks + self.parts * self.own_blocks
-
-    def stacked(self, b: int) -> slice:
-        """Where row b of a part is in what is stacked for the part."""
-        return slice(b * self.padded, (b + 1) * self.padded)
 
 
 class _Known:
@@ -107,7 +57,7 @@ class _Known:
 class _Step:
     """Where the grid stands; `of_prompt` and `of_own` tell whether a block is to be looked at, and of what."""
 
-    def __init__(self, group: Any, place: Any, position_ref: Any, length_ref: Any, plan: _Plan) -> None:
+    def __init__(self, group: Any, place: Any, position_ref: Any, length_ref: Any, plan: plans.Plan) -> None:
         self.group, self.place = group, place
         own = jnp.maximum(place - plan.prompt_blocks, 0)
         self.part = jax.lax.div(own, plan.own_blocks)
@@ -123,7 +73,7 @@ class _Step:
         self.of_prompt = (place < plan.prompt_blocks) & (place * plan.prompt_block < self.length)
 
 
-def _numbers(position_ref: Any, length_ref: Any, plan: _Plan) -> tuple[Any, Any]:
+def _numbers(position_ref: Any, length_ref: Any, plan: plans.Plan) -> tuple[Any, Any]:
     """The prefetched numbers, or what is known of them when compiling."""
     if plan.known_position is None:
         return position_ref, length_ref
@@ -136,7 +86,7 @@ def _dot(left: jax.Array, right: jax.Array, dimensions: Any) -> jax.Array:
     return jax.lax.dot_general(left, right, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _capped(score: jax.Array, plan: _Plan) -> jax.Array:
+def _capped(score: jax.Array, plan: plans.Plan) -> jax.Array:
     score = score * plan.scale
     return plan.soft_cap * jnp.tanh(score / plan.soft_cap) if plan.soft_cap else score
 
@@ -150,12 +100,12 @@ class _Softmax:
     total_ref: Any
     weighted_ref: Any
 
-    def start(self, part: Any, step: _Step, operands: tuple[Any, Any, Any], plan: _Plan) -> None:
+    def start(self, part: Any, step: _Step, operands: tuple[Any, Any, Any], plan: plans.Plan) -> None:
         """The softmax over the new token alone, for the rows of a part."""
         query_ref, new_key_ref, new_value_ref = operands
         for b in range(plan.rows):
             row = (step.group * plan.parts + part) * plan.rows + b
-            first = pl.multiple_of((part * plan.rows + b) * plan.padded, SUBLANES)
+            first = pl.multiple_of((part * plan.rows + b) * plan.padded, plans.SUBLANES)
             stacked = pl.ds(first, plan.padded)
             query = query_ref[row].astype(jnp.float32)
             for k in range(plan.kv_heads):
@@ -168,7 +118,7 @@ class _Softmax:
 
     def extend(self, at: Any, score: jax.Array, visible: jax.Array, weigh: Callable[[jax.Array], jax.Array]) -> None:
         """Takes in a block of scores; `weigh` multiplies weights by the block's values."""
-        score = jnp.where(visible, score, MASKED)
+        score = jnp.where(visible, score, reference.MASKED)
         before = self.maximum_ref[at]
         maximum = jnp.maximum(before, jnp.max(score, axis=1, keepdims=True))
         weight, fade = jnp.exp(score - maximum), jnp.exp(before - maximum)
@@ -176,7 +126,7 @@ class _Softmax:
         self.total_ref[at] = self.total_ref[at] * fade + jnp.sum(weight, axis=1, keepdims=True)
         self.weighted_ref[at] = self.weighted_ref[at] * fade + weigh(weight)
 
-    def finish(self, step: _Step, context_ref: Any, plan: _Plan) -> None:
+    def finish(self, step: _Step, context_ref: Any, plan: plans.Plan) -> None:
         """Writes the context of a part."""
         for k in range(plan.kv_heads):
             context = self.weighted_ref[k, _part(step, plan)] / self.total_ref[k, _part(step, plan)]
@@ -185,13 +135,13 @@ class _Softmax:
                 context_ref[step.row + b, k * plan.shared : (k + 1) * plan.shared] = heads
 
 
-def _part(step: _Step, plan: _Plan) -> Any:
+def _part(step: _Step, plan: plans.Plan) -> Any:
     """Where the rows of a part are in what is stacked for the group."""
     size = plan.rows * plan.padded
-    return pl.ds(pl.multiple_of(step.part * size, SUBLANES), size)
+    return pl.ds(pl.multiple_of(step.part * size, plans.SUBLANES), size)
 
 
-def _seen(position: jax.Array, block: jax.Array, plan: _Plan) -> jax.Array:
+def _seen(position: jax.Array, block: jax.Array, plan: plans.Plan) -> jax.Array:
     """Which slots of a block hold a token that the new one at `position` may look at, itself excepted."""
     slot = block * plan.block + jax.lax.broadcasted_iota(jnp.int32, (plan.padded, plan.block), 1)
     age = jax.lax.rem(position, plan.slots) - slot
@@ -200,7 +150,9 @@ def _seen(position: jax.Array, block: jax.Array, plan: _Plan) -> jax.Array:
     return (age > 0) & (age <= oldest)
 
 
-def _extend_by_own(softmax: _Softmax, step: _Step, position_ref: Any, blocks: tuple[Any, Any], plan: _Plan) -> None:
+def _extend_by_own(
+    softmax: _Softmax, step: _Step, position_ref: Any, blocks: tuple[Any, Any], plan: plans.Plan
+) -> None:
     """Every row of the part against a block of its own cache."""
     key_ref, value_ref = blocks
     rows = range(plan.rows)
@@ -216,7 +168,7 @@ def _extend_by_own(softmax: _Softmax, step: _Step, position_ref: Any, blocks: tu
         softmax.extend((k, _part(step, plan)), _capped(score, plan), seen, weigh)
 
 
-def _extend_by_prompt(softmax: _Softmax, step: _Step, key_ref: Any, value_ref: Any, plan: _Plan) -> None:
+def _extend_by_prompt(softmax: _Softmax, step: _Step, key_ref: Any, value_ref: Any, plan: plans.Plan) -> None:
     """All rows of the group against a block of the prompt that they share."""
     shape = (plan.parts * plan.rows * plan.padded, plan.prompt_block)
     token = step.place * plan.prompt_block + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
@@ -236,17 +188,17 @@ class _Writer:
     tile_ref: Any
     semaphore: Any
 
-    def copy(self, layer: jax.Array, chunk: jax.Array, b: int, slot: jax.Array, plan: _Plan) -> Any:
+    def copy(self, layer: jax.Array, chunk: jax.Array, b: int, slot: jax.Array, plan: plans.Plan) -> Any:
         """The transfer of row b of a chunk; chunks take turns with two sets of tiles."""
         turn = jax.lax.rem(chunk, 2)
-        target = self.cache_ref.at[layer, chunk * plan.rows + b, :, pl.ds(_tile(slot), TILE)]
+        target = self.cache_ref.at[layer, chunk * plan.rows + b, :, pl.ds(_tile(slot), plans.TILE)]
         return pltpu.make_async_copy(self.tile_ref.at[turn, b], target, self.semaphore.at[turn])
 
-    def send(self, layer: jax.Array, step: _Step, b: int, slot: jax.Array, plan: _Plan) -> None:
+    def send(self, layer: jax.Array, step: _Step, b: int, slot: jax.Array, plan: plans.Plan) -> None:
         """Merges row b's new token into its tile and starts to write it."""
-        start = pl.multiple_of(_tile(slot) - step.block * plan.block, TILE)
+        start = pl.multiple_of(_tile(slot) - step.block * plan.block, plans.TILE)
         for k in range(plan.kv_heads):
-            tile = self.block_ref[b, k, pl.ds(start, TILE)].astype(jnp.float32)
+            tile = self.block_ref[b, k, pl.ds(start, plans.TILE)].astype(jnp.float32)
             here = jax.lax.broadcasted_iota(jnp.int32, tile.shape, 0) == slot - _tile(slot)
             tile = jnp.where(here, self.new_ref[step.row + b, k : k + 1].astype(jnp.float32), tile)
             self.tile_ref[jax.lax.rem(step.chunk, 2), b, k] = tile.astype(self.tile_ref.dtype)
@@ -255,12 +207,12 @@ class _Writer:
 
 def _tile(slot: jax.Array) -> jax.Array:
     """First slot of the tile that holds a slot."""
-    return pl.multiple_of(slot & ~(TILE - 1), TILE)
+    return pl.multiple_of(slot & ~(plans.TILE - 1), plans.TILE)
 
 
 def _kernel(
     layer_ref: Any, position_ref: Any, length_ref: Any,
-    query_ref: Any, new_key_ref: Any, new_value_ref: Any, key_ref: Any, value_ref: Any, *refs: Any, plan: _Plan,
+    query_ref: Any, new_key_ref: Any, new_value_ref: Any, key_ref: Any, value_ref: Any, *refs: Any, plan: plans.Plan,
 ) -> None:  # fmt: skip
     prompt_refs, refs = (refs[:2], refs[2:]) if plan.tokens else ((), refs)
     context_ref, key_cache_ref, value_cache_ref, key_tile_ref, value_tile_ref, semaphore, *state_refs = refs
@@ -308,15 +260,10 @@ def _kernel(
         pl.when(step.chunk == plan.groups * plan.parts - 1)(lambda: wait_for_writes(step.chunk))
 
 
-def _divisor(size: int, most: int, least: int = TILE) -> int:
-    """The largest multiple of `least`, at most `most`, that divides `size`."""
-    return max(block for block in range(least, max(most, least) + 1, least) if size % block == 0)
-
-
 def _call(
     query_BNH: jax.Array, new: Any, own: Any, layer: jax.Array, position_B: jax.Array, *,
-    prompt: tuple[jax.Array, ...], length: jax.Array, plan: _Plan, name: str, interpret: Any,
-) -> tuple[jax.Array, Pair]:  # fmt: skip
+    prompt: tuple[jax.Array, ...], length: jax.Array, plan: plans.Plan, name: str, interpret: Any,
+) -> tuple[jax.Array, reference.Pair]:  # fmt: skip
     width, dtype = query_BNH.shape[2], own[0].dtype
 
     def own_block(group: jax.Array, place: jax.Array, layer: Any, position: Any, length: Any) -> Any:
@@ -331,7 +278,7 @@ def _call(
     whole, anywhere = pl.BlockSpec(memory_space=pltpu.VMEM), pl.BlockSpec(memory_space=pl.ANY)
     own_spec = pl.BlockSpec((None, plan.rows, plan.kv_heads, plan.block, width), own_block)
     prompt_spec = pl.BlockSpec((None, None, plan.kv_heads, plan.prompt_block, width), prompt_block)
-    tile = pltpu.VMEM((2, plan.rows, plan.kv_heads, TILE, width), dtype)
+    tile = pltpu.VMEM((2, plan.rows, plan.kv_heads, plans.TILE, width), dtype)
     stacked = (plan.kv_heads, plan.parts * plan.rows * plan.padded)
     state = [pltpu.VMEM((*stacked, size), jnp.float32) for size in (width, 1, 1, width)]
     slots_inside = [cache.swapaxes(2, 3) for cache in (*own, *prompt)]
@@ -355,41 +302,27 @@ def _call(
     return context_BNH, (written[0].swapaxes(2, 3), written[1].swapaxes(2, 3))
 
 
-def _plan(query_BNH: jax.Array, cache_LBSKH: jax.Array, groups: int, *, tokens: int, **settings: Any) -> _Plan:
-    """Sizes of the blocks; without a prompt every step's rows are a group of their own."""
-    batch, heads, width = query_BNH.shape
-    slots, kv_heads = cache_LBSKH.shape[2:4]
-    rows = math.gcd(batch // groups if tokens else batch, STEP_ROWS)
-    most = STEP_BYTES // (kv_heads * width * cache_LBSKH.dtype.itemsize)
-    while rows > 1 and rows * min(slots, 256) > most:
-        rows //= 2
-    return _Plan(
-        groups=groups if tokens else batch // rows, parts=batch // groups // rows if tokens else 1, rows=rows,
-        slots=slots, block=_divisor(slots, min(slots, most // rows)),
-        tokens=tokens, prompt_block=_divisor(tokens, min(tokens, most)) if tokens else TILE,
-        kv_heads=kv_heads, shared=heads // kv_heads, **settings,
-    )  # fmt: skip
-
-
 def append_attention(
     query_BNH: Float[Array, "B N H"],
     new: tuple[Float[Array, "B K H"], Float[Array, "B K H"]],
-    ring: Pair,
+    ring: reference.Pair,
     layer: Int[Array, ""],
     position_B: Int[Array, "B"],
     *,
     scale: float,
     window: int,
     soft_cap: float,
+    block: int = plans.BLOCK,
     known_position: int | None = None,
     interpret: Any = False,
-) -> tuple[Float[Array, "B N H"], Pair]:
+) -> tuple[Float[Array, "B N H"], reference.Pair]:
     """Context of each row's new token, and the rings that hold it; see reference.append_attention.
 
-    `known_position` says when compiling that every row stands there: a static profile reads prefetched data as zeros.
+    `block` slots of a row are read at a time.  `known_position` says when compiling that every row stands there:
+    a static profile reads prefetched data as zeros.
     """
-    plan = _plan(
-        query_BNH, ring[0], ring[0].shape[1], tokens=0, scale=scale, window=window, soft_cap=soft_cap,
+    plan = plans.make(
+        query_BNH, ring[0], ring[0].shape[1], tokens=0, block=block, scale=scale, window=window, soft_cap=soft_cap,
         known_position=known_position, known_length=None,
     )  # fmt: skip
     return _call(
@@ -401,7 +334,7 @@ def append_attention(
 def grouped(
     query_BNH: Float[Array, "B N H"],
     new: tuple[Float[Array, "B K H"], Float[Array, "B K H"]],
-    own: Pair,
+    own: reference.Pair,
     layer: Int[Array, ""],
     position_B: Int[Array, "B"],
     *,
@@ -409,15 +342,17 @@ def grouped(
     length_P: Int[Array, "P"],
     scale: float,
     soft_cap: float,
+    block: int = plans.BLOCK,
     known: tuple[int, int] | None = None,
     interpret: Any = False,
-) -> tuple[Float[Array, "B N H"], Pair]:
+) -> tuple[Float[Array, "B N H"], reference.Pair]:
     """Context of each row's new token over its prompt and its own tokens; see reference.grouped.
 
     `known`: the position of every row and the length of every prompt, as in `append_attention`.
     """
-    plan = _plan(
-        query_BNH, own[0], prompt[0].shape[1], tokens=prompt[0].shape[2], scale=scale, window=0, soft_cap=soft_cap,
+    plan = plans.make(
+        query_BNH, own[0], prompt[0].shape[1], tokens=prompt[0].shape[2], block=block,
+        scale=scale, window=0, soft_cap=soft_cap,
         known_position=known[0] if known else None, known_length=known[1] if known else None,
     )  # fmt: skip
     return _call(
