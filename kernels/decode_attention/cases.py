@@ -41,7 +41,7 @@ def ring_decode() -> Case:
 
 def full_decode() -> Case:
     """A global layer: 16 sequences of 1,024 tokens."""
-    settings = {"window": 0, "soft_cap": 0.0, "known_position": 1023, "block": 1024}
+    settings: dict[str, Any] = {"window": 0, "soft_cap": 0.0, "known_position": 1023, "block": 1024}
     return functools.partial(tpu.append_attention, scale=SCALE, **settings), _operands(1024)
 
 
@@ -50,7 +50,7 @@ def full_decode_group() -> Case:
     prompt = _bf16(LAYERS, 2, 512, 1, WIDTH)
 
     def function(query: Any, new: Any, own: Any, place: Any, shared: Any) -> Any:
-        settings = {"scale": SCALE, "soft_cap": 0.0, "known": (511, 512)}
+        settings: dict[str, Any] = {"scale": SCALE, "soft_cap": 0.0, "known": (511, 512)}
         return tpu.grouped(query, new, own, *place, prompt=shared[0], length_P=shared[1], **settings)
 
     *operands, layer, position = _operands(512)
