@@ -227,10 +227,7 @@ def _kernel(
     @pl.when(step.place == 0)
     def _() -> None:
         operands = (query_ref, new_key_ref, new_value_ref)
-
-        @pl.loop(0, plan.parts)
-        def _(part: jax.Array) -> None:
-            softmax.start(part, step, operands, plan)
+        jax.lax.fori_loop(0, plan.parts, lambda part, _: softmax.start(part, step, operands, plan), None)
 
     if plan.tokens:
 
