@@ -1,0 +1,181 @@
+"""Causal attention on TPU: online softmax over blocks of keys; blocks that no query of a row can see cost nothing.
+
+Query block i of one key/value head meets the key blocks first(i) .. i.  first(i) follows from the window by arithmetic
+on the grid position, and from `first`, a table of the earliest key block whose range of segment ids meets that of block
+i.  All J query heads of a key/value head go through a key block together, and operands keep the layout that the
+projections write: [B, T, N * H] and [B, T, K * H], a head being a block of columns.  n = T / block.
+
+    forward     grid (B, K, n, n): query block i, then key block j
+                query, out [block, J * H] at (i); key, value [block, H] at (j); log-sum [J, block] at (i)
+                carried over j: context, running maximum and sum of every query
+    gradient    causal_gradient.py
+
+Exponents are base 2.  Scores under a soft cap of at most BOUNDED need no running maximum: exp(score) and its sums
+are far from the ends of float32.  The softmax is float32, its weights are rounded to the dtype of the values.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from thinkfirst.kernels.flash_attention import causal_gradient, causal_plan
+
+Plan = causal_plan.Plan
+
+
+def attention(
+    query_BTNH: Float[Array, "B T N H"],
+    key_BTKH: Float[Array, "B T K H"],
+    value_BTKH: Float[Array, "B T K H"],
+    segment_BT: Int[Array, "B T"],
+    *,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    interpret: bool | pltpu.InterpretParams = False,
+    first: tuple[int, ...] = (),
+) -> Float[Array, "B T N H"]:
+    """Causal attention within segments, as reference.attention; differentiable in query, key and value.
+
+    `first` fixes at compile time the earliest key block of every query block, for rows that are all packed alike;
+    it must allow what `segment_BT` allows.
+    """
+    batch, length, heads, width = query_BTNH.shape
+    groups = key_BTKH.shape[2]
+    block = causal_plan.block_size(length)
+    blocks = -(-length // block)
+    lanes = -(-width // causal_plan.LANES) * causal_plan.LANES
+    plan = Plan(
+        scale=scale,
+        window=window if window < length else 0,
+        soft_cap=soft_cap,
+        groups=groups,
+        heads=heads // groups,
+        width=lanes,
+        block=block,
+        blocks=blocks,
+        first=first,
+    )
+    assert not first or len(first) == blocks, (first, blocks)
+
+    def flat(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, blocks * block - length), (0, 0), (0, lanes - width)))
+        return x.reshape(batch, blocks * block, -1)
+
+    segment = jnp.pad(segment_BT.astype(jnp.int32), ((0, 0), (0, blocks * block - length)), constant_values=-1)
+    context = _attention(plan, interpret, flat(query_BTNH), flat(key_BTKH), flat(value_BTKH), segment)
+    return context.reshape(batch, blocks * block, heads, lanes)[:, :length, :, :width]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(plan: Plan, interpret: object, query: Array, key: Array, value: Array, segment: Array) -> Array:
+    return _forward(plan, interpret, query, key, value, segment)[0]
+
+
+def _forward(plan: Plan, interpret: object, *operands: Array) -> tuple[Array, Array]:
+    query, _, _, segment = operands
+    batch, length, _ = query.shape
+    block, heads, width = plan.block, plan.heads, plan.width
+    seen = plan.key_block
+    own = pl.BlockSpec((1, block, heads * width), lambda b, k, i, j, first: (b, i, k))
+    past = pl.BlockSpec((1, block, width), lambda b, k, i, j, first: (b, seen(first, b, i, j), k))
+    lanes = pltpu.VMEM((heads, block, causal_plan.LANES), jnp.float32)
+    scratch = [pltpu.VMEM((heads, block, width), jnp.float32), lanes]
+    scratch += [pltpu.VMEM((block, causal_plan.LANES), jnp.int32)] + [lanes] * (not plan.bounded)
+    return pl.pallas_call(
+        functools.partial(_forward_kernel, plan=plan),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(batch, plan.groups, plan.blocks, plan.blocks),
+            in_specs=[
+                own,
+                past,
+                past,
+                pl.BlockSpec((1, 1, block), lambda b, k, i, j, first: (b, 0, i)),
+                pl.BlockSpec((1, 1, block), lambda b, k, i, j, first: (b, 0, seen(first, b, i, j))),
+            ],
+            out_specs=[own, pl.BlockSpec((1, 1, heads, block), lambda b, k, i, j, first: (b, k, 0, i))],
+            scratch_shapes=scratch,
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(query.shape, query.dtype),
+            jax.ShapeDtypeStruct((batch, plan.groups, heads, length), jnp.float32),
+        ],
+        compiler_params=plan.compiler_params(),
+        interpret=interpret,
+        name="causal_attention",
+    )(plan.first_blocks(segment), *operands[:3], *[segment[:, None]] * 2)
+
+
+def _forward_kernel(
+    first_ref, query_ref, key_ref, value_ref, own_segment_ref, segment_ref, out_ref, log_sum_ref,
+    context_ref, sum_ref, column_ref, *maximum_ref, plan,
+):  # fmt: skip
+    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    first = plan.first_key_block(first_ref, b, i)
+
+    @pl.when(j == first)
+    def start() -> None:
+        context_ref[...] = jnp.zeros_like(context_ref)
+        sum_ref[...] = jnp.zeros_like(sum_ref)
+        for ref in maximum_ref:
+            ref[...] = jnp.full_like(ref, causal_plan.MASKED)
+        column_ref[...] = causal_plan.column(own_segment_ref[0])
+
+    def fold(head: int, rows: slice, keys: slice, *, diagonal: bool) -> None:
+        query = query_ref[0, rows, head * plan.width : (head + 1) * plan.width]
+        score = causal_plan.dot(query, key_ref[0, keys, :], causal_plan.ROWS_ROWS)
+        score = plan.exponent(score)
+        segments = causal_plan.wide(column_ref[rows, :], score.shape[1]), segment_ref[0, :, keys]
+        distance = (i - j) * plan.block + rows.start - keys.start
+        score = plan.hide(score, segments, distance, query_axis=0, diagonal=diagonal)
+        context, total = context_ref[head, rows, :], sum_ref[head, rows, :]
+        top = 0.0
+        if not plan.bounded:
+            before = maximum_ref[0][head, rows, :]
+            top = jnp.maximum(before, score.max(axis=1, keepdims=True))
+            score = score - causal_plan.wide(top, score.shape[1])
+            fade = jnp.exp2(before - top)
+            context, total = context * causal_plan.wide(fade, plan.width), total * fade
+        weight = jnp.exp2(score)
+        total = total + causal_plan.lane_sum(weight)
+        value = value_ref[0, keys, :]
+        context = context + causal_plan.dot(weight.astype(value.dtype), value, causal_plan.ROWS_COLUMNS)
+        if not diagonal:
+            context_ref[head, rows, :] = context
+            sum_ref[head, rows, :] = total
+            for ref in maximum_ref:
+                ref[head, rows, :] = top
+            return
+        total = jnp.broadcast_to(total.sum(axis=1, keepdims=True), total.shape)
+        context = context * causal_plan.wide(1 / total, plan.width)
+        out_ref[0, rows, head * plan.width : (head + 1) * plan.width] = context.astype(out_ref.dtype)
+        log_sum_ref[0, 0, head : head + 1, rows] = (top + jnp.log2(total)).T[:1]
+
+    @pl.when((j >= first) & (j < i))
+    def past() -> None:
+        for head in range(plan.heads):
+            fold(head, slice(0, plan.block), slice(0, plan.block), diagonal=False)
+
+    @pl.when(j == i)
+    def present() -> None:
+        for start in range(0, plan.block, plan.tile):
+            for head in range(plan.heads):
+                stop = start + plan.tile
+                fold(head, slice(start, stop), slice(0, stop), diagonal=True)
+
+
+def _attention_forward(plan, interpret, query, key, value, segment):
+    context, log_sum = _forward(plan, interpret, query, key, value, segment)
+    return context, (query, key, value, segment, context, log_sum)
+
+
+def _attention_backward(plan, interpret, saved, upstream):
+    return *causal_gradient.gradient(plan, interpret, *saved, upstream), None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)

@@ -1,0 +1,117 @@
+"""What both sweeps of causal attention share: sizes, which blocks meet, and the arithmetic of a tile of scores."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Int
+
+LANES = 128
+BLOCK = 512  # at most
+TILE = 256  # what is skipped above the diagonal within a block
+MASKED = -1e30  # finite: a row that sees nothing in its first block forgets what it gathered there
+BOUNDED = 60.0  # exp(60) times a sum of 1e6 terms is 1e32, exp(-60) is 1e-26
+LOG2_E = math.log2(math.e)
+
+ROWS_ROWS = (((1,), (1,)), ((), ()))  # a b^T
+ROWS_COLUMNS = (((1,), (0,)), ((), ()))  # a b
+
+
+def block_size(length: int) -> int:
+    """The smallest block that covers `length` in the same number of blocks as the largest one."""
+    blocks = -(-length // BLOCK)
+    return -(-length // (blocks * LANES)) * LANES
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything about a call that is known at compile time."""
+
+    scale: float
+    window: int  # 0: all
+    soft_cap: float  # 0: none
+    groups: int  # K
+    heads: int  # J
+    width: int  # H in whole lanes
+    block: int
+    blocks: int
+    first: tuple[int, ...]  # the earliest key block of every query block, or () to read it from the segments
+
+    @property
+    def tile(self) -> int:
+        return TILE if self.block % TILE == 0 else LANES
+
+    @property
+    def bounded(self) -> bool:
+        return 0 < self.soft_cap <= BOUNDED
+
+    def compiler_params(self) -> pltpu.CompilerParams:
+        return pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=100 * 2**20
+        )
+
+    def first_blocks(self, segment_BT: Int[Array, "B T"]) -> Array:
+        """For every row and query block, the earliest key block whose segment ids may meet its own."""
+        segment = segment_BT.reshape(-1, self.blocks, self.block)
+        low, high = segment.min(axis=2), segment.max(axis=2)
+        meet = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
+        return jnp.argmax(meet, axis=2).astype(jnp.int32).reshape(-1)
+
+    def first_key_block(self, first_ref, b, i):
+        """The earliest key block that query block `i` of row `b` has to meet; block `i` itself is the last."""
+        if self.first:
+            first = jnp.int32(self.first[0])
+            for block in range(1, self.blocks):
+                if self.first[block] != self.first[block - 1]:
+                    first = jnp.where(i >= block, self.first[block], first)
+        else:
+            first = first_ref[b * self.blocks + i]
+        if self.window:
+            first = jnp.maximum(first, jax.lax.div(jnp.maximum(i * self.block - self.window + 1, 0), self.block))
+        return first
+
+    def key_block(self, first_ref, b, i, j):
+        """The key block to have at hand at grid position `j`: one that is not needed is not fetched."""
+        return jnp.clip(j, self.first_key_block(first_ref, b, i), i)
+
+    def exponent(self, product: Array) -> Array:
+        """Base-2 exponents of products q . k."""
+        if self.soft_cap:
+            return jnp.tanh(product * (self.scale / self.soft_cap)) * (self.soft_cap * LOG2_E)
+        return product * (self.scale * LOG2_E)
+
+    def slope(self, exponent: Array) -> Array:
+        """Derivative of the capped score by the uncapped one."""
+        return 1 - jnp.square(exponent * (1 / (self.soft_cap * LOG2_E)))
+
+    def hide(self, score: Array, segments: tuple[Array, Array], distance, *, query_axis: int, diagonal: bool) -> Array:
+        """`score` where the query may see the key; the first query is `distance` after the first key."""
+        seen = segments[0] == segments[1]
+        if diagonal or self.window:
+            key, query = (jax.lax.broadcasted_iota(jnp.int32, score.shape, axis) for axis in (1 - query_axis, query_axis))
+            if diagonal:
+                seen &= key - query <= distance
+            if self.window:
+                seen &= key - query > distance - self.window
+        return jnp.where(seen, score, MASKED)
+
+
+def dot(left: Array, right: Array, contraction: tuple) -> Array:
+    return jax.lax.dot_general(left, right, contraction, preferred_element_type=jnp.float32)
+
+
+def wide(x: Array, columns: int) -> Array:
+    """[rows, 128] with equal lanes as [rows, columns]."""
+    return jnp.concatenate([x] * (columns // LANES), axis=1)
+
+
+def lane_sum(x: Array) -> Array:
+    """Sums of every 128th column: [rows, columns] to [rows, 128]."""
+    return sum((x[:, at : at + LANES] for at in range(LANES, x.shape[1], LANES)), x[:, :LANES])
+
+
+def column(row: Array) -> Array:
+    """A row [1, rows] as a column [rows, 128] with equal lanes."""
+    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
