@@ -15,6 +15,7 @@ are far from the ends of float32.  The softmax is float32, its weights are round
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -73,11 +74,12 @@ def attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attention(plan: Plan, interpret: object, query: Array, key: Array, value: Array, segment: Array) -> Array:
-    return _forward(plan, interpret, query, key, value, segment)[0]
+    first = plan.first_blocks(segment, interpret=interpret)
+    return _forward(plan, interpret, first, query, key, value, segment)[0]
 
 
 def _forward(plan: Plan, interpret: object, *operands: Array) -> tuple[Array, Array]:
-    query, _, _, segment = operands
+    first, query, key, value, segment = operands
     batch, length, _ = query.shape
     block, heads, width = plan.block, plan.heads, plan.width
     seen = plan.key_block
@@ -108,7 +110,7 @@ def _forward(plan: Plan, interpret: object, *operands: Array) -> tuple[Array, Ar
         compiler_params=plan.compiler_params(),
         interpret=interpret,
         name="causal_attention",
-    )(plan.first_blocks(segment), *operands[:3], *[segment[:, None]] * 2)
+    )(first, query, key, value, segment[:, None], segment[:, None])
 
 
 def _forward_kernel(
@@ -126,15 +128,15 @@ def _forward_kernel(
             ref[...] = jnp.full_like(ref, causal_plan.MASKED)
         column_ref[...] = causal_plan.column(own_segment_ref[0])
 
-    def fold(head: int, rows: slice, keys: slice, *, diagonal: bool) -> None:
+    def score(head: int, rows: slice, keys: slice, *, diagonal: bool) -> Array:
         query = query_ref[0, rows, head * plan.width : (head + 1) * plan.width]
-        score = causal_plan.dot(query, key_ref[0, keys, :], causal_plan.ROWS_ROWS)
-        score = plan.exponent(score)
+        score = plan.exponent(causal_plan.dot(query, key_ref[0, keys, :], causal_plan.ROWS_ROWS))
         segments = causal_plan.wide(column_ref[rows, :], score.shape[1]), segment_ref[0, :, keys]
         distance = (i - j) * plan.block + rows.start - keys.start
-        score = plan.hide(score, segments, distance, query_axis=0, diagonal=diagonal)
-        context, total = context_ref[head, rows, :], sum_ref[head, rows, :]
-        top = 0.0
+        return plan.hide(score, segments, distance, query_axis=0, diagonal=diagonal)
+
+    def gather(score: Array, head: int, rows: slice, keys: slice) -> tuple[Array, Array, Array]:
+        context, total, top = context_ref[head, rows, :], sum_ref[head, rows, :], 0.0
         if not plan.bounded:
             before = maximum_ref[0][head, rows, :]
             top = jnp.maximum(before, score.max(axis=1, keepdims=True))
@@ -142,36 +144,45 @@ def _forward_kernel(
             fade = jnp.exp2(before - top)
             context, total = context * causal_plan.wide(fade, plan.width), total * fade
         weight = jnp.exp2(score)
-        total = total + causal_plan.lane_sum(weight)
         value = value_ref[0, keys, :]
         context = context + causal_plan.dot(weight.astype(value.dtype), value, causal_plan.ROWS_COLUMNS)
-        if not diagonal:
-            context_ref[head, rows, :] = context
-            sum_ref[head, rows, :] = total
-            for ref in maximum_ref:
-                ref[head, rows, :] = top
-            return
+        return context, total + causal_plan.lane_sum(weight), top
+
+    def keep(head: int, rows: slice, context: Array, total: Array, top: Array) -> None:
+        context_ref[head, rows, :] = context
+        sum_ref[head, rows, :] = total
+        for ref in maximum_ref:
+            ref[head, rows, :] = top
+
+    def finish(head: int, rows: slice, context: Array, total: Array, top: Array) -> None:
         total = jnp.broadcast_to(total.sum(axis=1, keepdims=True), total.shape)
         context = context * causal_plan.wide(1 / total, plan.width)
         out_ref[0, rows, head * plan.width : (head + 1) * plan.width] = context.astype(out_ref.dtype)
         log_sum_ref[0, 0, head : head + 1, rows] = (top + jnp.log2(total)).T[:1]
 
+    def sweep(tiles: list, write: Callable, *, diagonal: bool) -> None:
+        """Products of the next tile stand before the softmax of this one, so that both units have work."""
+        ahead = score(*tiles[0], diagonal=diagonal)
+        for tile, following in zip(tiles, [*tiles[1:], None], strict=True):
+            this, ahead = ahead, following and score(*following, diagonal=diagonal)
+            write(*tile[:2], *gather(this, *tile))
+
     @pl.when((j >= first) & (j < i))
     def past() -> None:
-        for head in range(plan.heads):
-            fold(head, slice(0, plan.block), slice(0, plan.block), diagonal=False)
+        everything = slice(0, plan.block)
+        sweep([(head, everything, everything) for head in range(plan.heads)], keep, diagonal=False)
 
     @pl.when(j == i)
     def present() -> None:
-        for start in range(0, plan.block, plan.tile):
-            for head in range(plan.heads):
-                stop = start + plan.tile
-                fold(head, slice(start, stop), slice(0, stop), diagonal=True)
+        rows = [slice(start, start + plan.tile) for start in range(0, plan.block, plan.tile)]
+        tiles = [(head, own, slice(0, own.stop)) for own in rows for head in range(plan.heads)]
+        sweep(tiles, finish, diagonal=True)
 
 
 def _attention_forward(plan, interpret, query, key, value, segment):
-    context, log_sum = _forward(plan, interpret, query, key, value, segment)
-    return context, (query, key, value, segment, context, log_sum)
+    first = plan.first_blocks(segment, interpret=interpret)
+    context, log_sum = _forward(plan, interpret, first, query, key, value, segment)
+    return context, (first, query, key, value, segment, context, log_sum)
 
 
 def _attention_backward(plan, interpret, saved, upstream):

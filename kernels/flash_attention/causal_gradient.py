@@ -25,8 +25,8 @@ from thinkfirst.kernels.flash_attention import causal_plan
 
 
 def gradient(plan: causal_plan.Plan, interpret: object, *operands: Array) -> tuple[Array, Array, Array]:
-    """Gradients of query, key and value from query, key, value, segment, context, log-sum and upstream gradient."""
-    query, key, value, segment, context, log_sum, upstream = operands
+    """Gradients of query, key and value from first blocks, query, key, value, segment, context, log-sum and upstream gradient."""
+    first, query, key, value, segment, context, log_sum, upstream = operands
     batch, block, blocks, heads, width = query.shape[0], plan.block, plan.blocks, plan.heads, plan.width
     seen = plan.key_block
     own = pl.BlockSpec((1, block, heads * width), lambda b, k, i, j, first: (b, i, k))
@@ -61,7 +61,7 @@ def gradient(plan: causal_plan.Plan, interpret: object, *operands: Array) -> tup
         compiler_params=plan.compiler_params(),
         interpret=interpret,
         name="causal_attention_gradient",
-    )(plan.first_blocks(segment), query, key, value, context, upstream, log_sum, *[segment[:, None]] * 2)
+    )(first, query, key, value, context, upstream, log_sum, *[segment[:, None]] * 2)
 
 
 def _kernel(

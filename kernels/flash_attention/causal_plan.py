@@ -1,10 +1,12 @@
 """What both sweeps of causal attention share: sizes, which blocks meet, and the arithmetic of a tile of scores."""
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int
 
@@ -52,12 +54,15 @@ class Plan:
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=100 * 2**20
         )
 
-    def first_blocks(self, segment_BT: Int[Array, "B T"]) -> Array:
-        """For every row and query block, the earliest key block whose segment ids may meet its own."""
-        segment = segment_BT.reshape(-1, self.blocks, self.block)
-        low, high = segment.min(axis=2), segment.max(axis=2)
-        meet = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
-        return jnp.argmax(meet, axis=2).astype(jnp.int32).reshape(-1)
+    def first_blocks(self, segment_BT: Int[Array, "B T"], *, interpret: object) -> Array:
+        """[B, blocks, and lanes to spare]: the earliest key block whose segment ids may meet those of a query block."""
+        lanes = -(-self.blocks // LANES) * LANES
+        return pl.pallas_call(
+            functools.partial(_first_blocks_kernel, block=self.block),
+            out_shape=jax.ShapeDtypeStruct((segment_BT.shape[0], lanes), jnp.int32),
+            interpret=interpret,
+            name="causal_first_blocks",
+        )(segment_BT)
 
     def first_key_block(self, first_ref, b, i):
         """The earliest key block that query block `i` of row `b` has to meet; block `i` itself is the last."""
@@ -67,7 +72,7 @@ class Plan:
                 if self.first[block] != self.first[block - 1]:
                     first = jnp.where(i >= block, self.first[block], first)
         else:
-            first = first_ref[b * self.blocks + i]
+            first = first_ref[b, i]
         if self.window:
             first = jnp.maximum(first, jax.lax.div(jnp.maximum(i * self.block - self.window + 1, 0), self.block))
         return first
@@ -96,6 +101,21 @@ class Plan:
             if self.window:
                 seen &= key - query > distance - self.window
         return jnp.where(seen, score, MASKED)
+
+
+def _first_blocks_kernel(segment_ref, first_ref, *, block):
+    blocks = segment_ref.shape[1] // block
+    own = jax.lax.broadcasted_iota(jnp.int32, first_ref.shape, 1)
+    low = high = jnp.zeros_like(own)
+    for at in range(blocks):
+        segment = segment_ref[:, at * block : (at + 1) * block]
+        low = jnp.where(own == at, segment.min(axis=1, keepdims=True), low)
+        high = jnp.where(own == at, segment.max(axis=1, keepdims=True), high)
+    first = own
+    for at in reversed(range(blocks)):
+        meets = (low[:, at : at + 1] <= high) & (low <= high[:, at : at + 1])
+        first = jnp.where(meets & (at < first), at, first)
+    first_ref[...] = first
 
 
 def dot(left: Array, right: Array, contraction: tuple) -> Array:
