@@ -82,9 +82,9 @@ def _forward(plan: Plan, interpret: object, *operands: Array) -> tuple[Array, Ar
     first, query, key, value, segment = operands
     batch, length, _ = query.shape
     block, heads, width = plan.block, plan.heads, plan.width
-    seen = plan.key_block
-    own = pl.BlockSpec((1, block, heads * width), lambda b, k, i, j, first: (b, i, k))
-    past = pl.BlockSpec((1, block, width), lambda b, k, i, j, first: (b, seen(first, b, i, j), k))
+    own = pl.BlockSpec((1, block, heads * width), lambda b, k, i, r, first: (b, plan.query_block(first, b, i, r), k))
+    past = pl.BlockSpec((1, block, width), lambda b, k, i, r, first: (b, plan.key_block(first, b, i, r), k))
+    written = pl.BlockSpec((1, block, heads * width), lambda b, k, i, r, first: (b, i, k))
     lanes = pltpu.VMEM((heads, block, causal_plan.LANES), jnp.float32)
     scratch = [pltpu.VMEM((heads, block, width), jnp.float32), lanes]
     scratch += [pltpu.VMEM((block, causal_plan.LANES), jnp.int32)] + [lanes] * (not plan.bounded)
@@ -97,10 +97,10 @@ def _forward(plan: Plan, interpret: object, *operands: Array) -> tuple[Array, Ar
                 own,
                 past,
                 past,
-                pl.BlockSpec((1, 1, block), lambda b, k, i, j, first: (b, 0, i)),
-                pl.BlockSpec((1, 1, block), lambda b, k, i, j, first: (b, 0, seen(first, b, i, j))),
+                pl.BlockSpec((1, 1, block), lambda b, k, i, r, first: (b, 0, i)),
+                pl.BlockSpec((1, 1, block), lambda b, k, i, r, first: (b, 0, plan.key_block(first, b, i, r))),
             ],
-            out_specs=[own, pl.BlockSpec((1, 1, heads, block), lambda b, k, i, j, first: (b, k, 0, i))],
+            out_specs=[written, pl.BlockSpec((1, 1, heads, block), lambda b, k, i, r, first: (b, k, 0, i))],
             scratch_shapes=scratch,
         ),
         out_shape=[
@@ -117,16 +117,8 @@ def _forward_kernel(
     first_ref, query_ref, key_ref, value_ref, own_segment_ref, segment_ref, out_ref, log_sum_ref,
     context_ref, sum_ref, column_ref, *maximum_ref, plan,
 ):  # fmt: skip
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    first = plan.first_key_block(first_ref, b, i)
-
-    @pl.when(j == first)
-    def start() -> None:
-        context_ref[...] = jnp.zeros_like(context_ref)
-        sum_ref[...] = jnp.zeros_like(sum_ref)
-        for ref in maximum_ref:
-            ref[...] = jnp.full_like(ref, causal_plan.MASKED)
-        column_ref[...] = causal_plan.column(own_segment_ref[0])
+    b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    j, first = i - step, plan.first_key_block(first_ref, b, i)
 
     def score(head: int, rows: slice, keys: slice, *, diagonal: bool) -> Array:
         query = query_ref[0, rows, head * plan.width : (head + 1) * plan.width]
@@ -135,48 +127,60 @@ def _forward_kernel(
         distance = (i - j) * plan.block + rows.start - keys.start
         return plan.hide(score, segments, distance, query_axis=0, diagonal=diagonal)
 
-    def gather(score: Array, head: int, rows: slice, keys: slice) -> tuple[Array, Array, Array]:
-        context, total, top = context_ref[head, rows, :], sum_ref[head, rows, :], 0.0
+    def begin(score: Array, head: int, rows: slice, keys: slice) -> None:
+        top = 0.0
+        if not plan.bounded:
+            top = jnp.broadcast_to(score.max(axis=1, keepdims=True), (score.shape[0], causal_plan.LANES))
+            maximum_ref[0][head, rows, :] = top
+            score = score - causal_plan.wide(top, score.shape[1])
+        weight = jnp.exp2(score)
+        value = value_ref[0, keys, :]
+        context_ref[head, rows, :] = causal_plan.dot(weight.astype(value.dtype), value, causal_plan.ROWS_COLUMNS)
+        sum_ref[head, rows, :] = causal_plan.lane_sum(weight)
+
+    def add(score: Array, head: int, rows: slice, keys: slice) -> None:
+        context, total = context_ref[head, rows, :], sum_ref[head, rows, :]
         if not plan.bounded:
             before = maximum_ref[0][head, rows, :]
             top = jnp.maximum(before, score.max(axis=1, keepdims=True))
+            maximum_ref[0][head, rows, :] = top
             score = score - causal_plan.wide(top, score.shape[1])
             fade = jnp.exp2(before - top)
             context, total = context * causal_plan.wide(fade, plan.width), total * fade
         weight = jnp.exp2(score)
         value = value_ref[0, keys, :]
-        context = context + causal_plan.dot(weight.astype(value.dtype), value, causal_plan.ROWS_COLUMNS)
-        return context, total + causal_plan.lane_sum(weight), top
+        context_ref[head, rows, :] = context + causal_plan.dot(
+            weight.astype(value.dtype), value, causal_plan.ROWS_COLUMNS
+        )
+        sum_ref[head, rows, :] = total + causal_plan.lane_sum(weight)
 
-    def keep(head: int, rows: slice, context: Array, total: Array, top: Array) -> None:
-        context_ref[head, rows, :] = context
-        sum_ref[head, rows, :] = total
-        for ref in maximum_ref:
-            ref[head, rows, :] = top
-
-    def finish(head: int, rows: slice, context: Array, total: Array, top: Array) -> None:
-        total = jnp.broadcast_to(total.sum(axis=1, keepdims=True), total.shape)
-        context = context * causal_plan.wide(1 / total, plan.width)
-        out_ref[0, rows, head * plan.width : (head + 1) * plan.width] = context.astype(out_ref.dtype)
-        log_sum_ref[0, 0, head : head + 1, rows] = (top + jnp.log2(total)).T[:1]
-
-    def sweep(tiles: list, write: Callable, *, diagonal: bool) -> None:
+    def sweep(tiles: list, fold: Callable, *, diagonal: bool) -> None:
         """Products of the next tile stand before the softmax of this one, so that both units have work."""
         ahead = score(*tiles[0], diagonal=diagonal)
         for tile, following in zip(tiles, [*tiles[1:], None], strict=True):
             this, ahead = ahead, following and score(*following, diagonal=diagonal)
-            write(*tile[:2], *gather(this, *tile))
+            fold(this, *tile)
+
+    @pl.when(step == 0)
+    def present() -> None:
+        column_ref[...] = causal_plan.column(own_segment_ref[0])
+        rows = [slice(start, start + plan.tile) for start in range(0, plan.block, plan.tile)]
+        tiles = [(head, own, slice(0, own.stop)) for own in rows for head in range(plan.heads)]
+        sweep(tiles, begin, diagonal=True)
 
     @pl.when((j >= first) & (j < i))
     def past() -> None:
         everything = slice(0, plan.block)
-        sweep([(head, everything, everything) for head in range(plan.heads)], keep, diagonal=False)
+        sweep([(head, everything, everything) for head in range(plan.heads)], add, diagonal=False)
 
-    @pl.when(j == i)
-    def present() -> None:
-        rows = [slice(start, start + plan.tile) for start in range(0, plan.block, plan.tile)]
-        tiles = [(head, own, slice(0, own.stop)) for own in rows for head in range(plan.heads)]
-        sweep(tiles, finish, diagonal=True)
+    @pl.when(j == first)
+    def finish() -> None:
+        for head in range(plan.heads):
+            total = jnp.broadcast_to(sum_ref[head].sum(axis=1, keepdims=True), sum_ref.shape[1:])
+            context = context_ref[head] * causal_plan.wide(1 / total, plan.width)
+            out_ref[0, :, head * plan.width : (head + 1) * plan.width] = context.astype(out_ref.dtype)
+            log_sum = jnp.log2(total) + (0.0 if plan.bounded else maximum_ref[0][head])
+            log_sum_ref[0, 0, head : head + 1, :] = log_sum.T[:1]
 
 
 def _attention_forward(plan, interpret, query, key, value, segment):

@@ -28,10 +28,10 @@ def gradient(plan: causal_plan.Plan, interpret: object, *operands: Array) -> tup
     """Gradients of query, key and value from first blocks, query, key, value, segment, context, log-sum and upstream gradient."""
     first, query, key, value, segment, context, log_sum, upstream = operands
     batch, block, blocks, heads, width = query.shape[0], plan.block, plan.blocks, plan.heads, plan.width
-    seen = plan.key_block
-    own = pl.BlockSpec((1, block, heads * width), lambda b, k, i, j, first: (b, i, k))
-    past = pl.BlockSpec((1, block, width), lambda b, k, i, j, first: (b, seen(first, b, i, j), k))
-    last = pl.BlockSpec((1, block, width), lambda b, k, i, j, first: (b, jnp.where(i == blocks - 1, j, 0), k))
+    own = pl.BlockSpec((1, block, heads * width), lambda b, k, i, r, first: (b, plan.query_block(first, b, i, r), k))
+    past = pl.BlockSpec((1, block, width), lambda b, k, i, r, first: (b, plan.key_block(first, b, i, r), k))
+    written = pl.BlockSpec((1, block, heads * width), lambda b, k, i, r, first: (b, i, k))
+    last = pl.BlockSpec((1, block, width), lambda b, k, i, r, _: (b, blocks - 1 - jnp.where(i == blocks - 1, r, 0), k))
     return pl.pallas_call(
         functools.partial(_kernel, plan=plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -43,11 +43,11 @@ def gradient(plan: causal_plan.Plan, interpret: object, *operands: Array) -> tup
                 past,
                 own,
                 own,
-                pl.BlockSpec((1, 1, heads, block), lambda b, k, i, j, first: (b, k, 0, i)),
-                pl.BlockSpec((1, 1, block), lambda b, k, i, j, first: (b, 0, i)),
-                pl.BlockSpec((1, 1, block), lambda b, k, i, j, first: (b, 0, seen(first, b, i, j))),
+                pl.BlockSpec((1, 1, heads, block), lambda b, k, i, r, first: (b, k, 0, i)),
+                pl.BlockSpec((1, 1, block), lambda b, k, i, r, first: (b, 0, i)),
+                pl.BlockSpec((1, 1, block), lambda b, k, i, r, first: (b, 0, plan.key_block(first, b, i, r))),
             ],
-            out_specs=[own, last, last],
+            out_specs=[written, last, last],
             scratch_shapes=[
                 pltpu.VMEM((heads, width, block), jnp.float32),
                 pltpu.VMEM((blocks, block, width), jnp.float32),
@@ -69,23 +69,20 @@ def _kernel(
     d_query_ref, d_key_ref, d_value_ref,
     d_query_side_ref, d_key_sum_ref, d_value_sum_ref, key_side_ref, column_ref, delta_ref, *, plan,
 ):  # fmt: skip
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    first = plan.first_key_block(first_ref, b, i)
+    b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    j, first = i - step, plan.first_key_block(first_ref, b, i)
     columns = [slice(head * plan.width, (head + 1) * plan.width) for head in range(plan.heads)]
 
-    @pl.when(j == first)
-    def start_row() -> None:
-        d_query_side_ref[...] = jnp.zeros_like(d_query_side_ref)
-        for head, own in enumerate(columns):
-            product = context_ref[0, :, own].astype(jnp.float32) * upstream_ref[0, :, own].astype(jnp.float32)
-            delta_ref[head : head + 1, :] = causal_plan.lane_sum(product).T.sum(axis=0, keepdims=True)
-
-    @pl.when(j == i)
-    def start_column() -> None:
+    @pl.when(step == 0)
+    def start() -> None:
         key_side_ref[j] = key_ref[0].astype(jnp.float32).T.astype(key_side_ref.dtype)
         column_ref[j] = causal_plan.column(segment_ref[0])
         d_key_sum_ref[j] = jnp.zeros(d_key_sum_ref.shape[1:], jnp.float32)
         d_value_sum_ref[j] = jnp.zeros(d_value_sum_ref.shape[1:], jnp.float32)
+        d_query_side_ref[...] = jnp.zeros_like(d_query_side_ref)
+        for head, own in enumerate(columns):
+            product = context_ref[0, :, own].astype(jnp.float32) * upstream_ref[0, :, own].astype(jnp.float32)
+            delta_ref[head : head + 1, :] = causal_plan.lane_sum(product).T.sum(axis=0, keepdims=True)
 
     def fold(head: int, keys: slice, rows: slice, *, diagonal: bool) -> None:
         query, upstream = query_ref[0, rows, columns[head]], upstream_ref[0, rows, columns[head]]
@@ -105,16 +102,19 @@ def _kernel(
         d_key_sum_ref[j, keys, :] += causal_plan.dot(d_score, query, causal_plan.ROWS_COLUMNS)
         d_query_side_ref[head, :, rows] += causal_plan.dot(key_side_ref[j, :, keys], d_score, causal_plan.ROWS_COLUMNS)
 
+    @pl.when(step == 0)
+    def present() -> None:
+        for start in range(0, plan.block, plan.tile):
+            for head in range(plan.heads):
+                fold(head, slice(start, start + plan.tile), slice(start, plan.block), diagonal=True)
+
     @pl.when((j >= first) & (j < i))
     def past() -> None:
         for head in range(plan.heads):
             fold(head, slice(0, plan.block), slice(0, plan.block), diagonal=False)
 
-    @pl.when(j == i)
-    def present() -> None:
-        for start in range(0, plan.block, plan.tile):
-            for head in range(plan.heads):
-                fold(head, slice(start, start + plan.tile), slice(start, plan.block), diagonal=True)
+    @pl.when(j == first)
+    def finish_row() -> None:
         for head, own in enumerate(columns):
             d_query_ref[0, :, own] = (d_query_side_ref[head] * plan.scale).T.astype(d_query_ref.dtype)
 

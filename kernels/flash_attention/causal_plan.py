@@ -77,9 +77,13 @@ class Plan:
             first = jnp.maximum(first, jax.lax.div(jnp.maximum(i * self.block - self.window + 1, 0), self.block))
         return first
 
-    def key_block(self, first_ref, b, i, j):
-        """The key block to have at hand at grid position `j`: one that is not needed is not fetched."""
-        return jnp.clip(j, self.first_key_block(first_ref, b, i), i)
+    def key_block(self, first_ref, b, i, r):
+        """The key block to have at hand in step `r` of query block `i`: i, i - 1, .. first, then the next row's."""
+        return jnp.where(i - r >= self.first_key_block(first_ref, b, i), i - r, jnp.minimum(i + 1, self.blocks - 1))
+
+    def query_block(self, first_ref, b, i, r):
+        """The query block to have at hand: `i`, or the next one as soon as the key blocks of `i` are through."""
+        return jnp.where(i - r >= self.first_key_block(first_ref, b, i), i, jnp.minimum(i + 1, self.blocks - 1))
 
     def exponent(self, product: Array) -> Array:
         """Base-2 exponents of products q . k."""
