@@ -1,4 +1,4 @@
-"""Calls of causal attention whose cost is estimated: a function and the shapes of its operands, one row of 2,048 tokens.
+"""Calls of causal attention whose cost is estimated: a function and the shapes of its operands, a row of 2,048 tokens.
 
 Queries, keys and values arrive as the projections write them, [B, T, N * H] and [B, T, K * H].
 """

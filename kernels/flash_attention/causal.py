@@ -5,8 +5,8 @@ on the grid position, and from `first`, a table of the earliest key block whose 
 i.  All J query heads of a key/value head go through a key block together, and operands keep the layout that the
 projections write: [B, T, N * H] and [B, T, K * H], a head being a block of columns.  n = T / block.
 
-    forward     grid (B, K, n, n): query block i, then key block j
-                query, out [block, J * H] at (i); key, value [block, H] at (j); log-sum [J, block] at (i)
+    forward     grid (B, K / g, n, s): g key/value heads, query block i, then key block j = i, i - 1 .. first(i)
+                query, out [block, g * J * H] at (i); key, value [block, g * H] at (j); log-sum [g * J, block] at (i)
                 carried over j: context, running maximum and sum of every query
     gradient    causal_gradient.py
 
@@ -50,12 +50,14 @@ def attention(
     block = causal_plan.block_size(length)
     blocks = -(-length // block)
     lanes = -(-width // causal_plan.LANES) * causal_plan.LANES
+    together = causal_plan.groups_together(groups, heads // groups)
     plan = Plan(
+        interpret=interpret,
         scale=scale,
         window=window if window < length else 0,
         soft_cap=soft_cap,
-        groups=groups,
-        heads=heads // groups,
+        groups=together,
+        heads=together * (heads // groups),
         width=lanes,
         block=block,
         blocks=blocks,
@@ -68,22 +70,25 @@ def attention(
         return x.reshape(batch, blocks * block, -1)
 
     segment = jnp.pad(segment_BT.astype(jnp.int32), ((0, 0), (0, blocks * block - length)), constant_values=-1)
-    context = _attention(plan, interpret, flat(query_BTNH), flat(key_BTKH), flat(value_BTKH), segment)
+    context = _attention(plan, flat(query_BTNH), flat(key_BTKH), flat(value_BTKH), segment)
     return context.reshape(batch, blocks * block, heads, lanes)[:, :length, :, :width]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(plan: Plan, interpret: object, query: Array, key: Array, value: Array, segment: Array) -> Array:
-    first = plan.first_blocks(segment, interpret=interpret)
-    return _forward(plan, interpret, first, query, key, value, segment)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(plan: Plan, query: Array, key: Array, value: Array, segment: Array) -> Array:
+    first = plan.first_blocks(segment)
+    return _forward(plan, first, query, key, value, segment)[0]
 
 
-def _forward(plan: Plan, interpret: object, *operands: Array) -> tuple[Array, Array]:
+def _forward(plan: Plan, *operands: Array) -> tuple[Array, Array]:
     first, query, key, value, segment = operands
-    batch, length, _ = query.shape
+    batch, length, columns = query.shape
     block, heads, width = plan.block, plan.heads, plan.width
+    packs = columns // (heads * width)
     own = pl.BlockSpec((1, block, heads * width), lambda b, k, i, r, first: (b, plan.query_block(first, b, i, r), k))
-    past = pl.BlockSpec((1, block, width), lambda b, k, i, r, first: (b, plan.key_block(first, b, i, r), k))
+    past = pl.BlockSpec(
+        (1, block, plan.groups * width), lambda b, k, i, r, first: (b, plan.key_block(first, b, i, r), k)
+    )
     written = pl.BlockSpec((1, block, heads * width), lambda b, k, i, r, first: (b, i, k))
     lanes = pltpu.VMEM((heads, block, causal_plan.LANES), jnp.float32)
     scratch = [pltpu.VMEM((heads, block, width), jnp.float32), lanes]
@@ -92,7 +97,7 @@ def _forward(plan: Plan, interpret: object, *operands: Array) -> tuple[Array, Ar
         functools.partial(_forward_kernel, plan=plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(batch, plan.groups, plan.blocks, plan.blocks),
+            grid=(batch, packs, plan.blocks, plan.steps),
             in_specs=[
                 own,
                 past,
@@ -105,10 +110,10 @@ def _forward(plan: Plan, interpret: object, *operands: Array) -> tuple[Array, Ar
         ),
         out_shape=[
             jax.ShapeDtypeStruct(query.shape, query.dtype),
-            jax.ShapeDtypeStruct((batch, plan.groups, heads, length), jnp.float32),
+            jax.ShapeDtypeStruct((batch, packs, heads, length), jnp.float32),
         ],
         compiler_params=plan.compiler_params(),
-        interpret=interpret,
+        interpret=plan.interpret,
         name="causal_attention",
     )(first, query, key, value, segment[:, None], segment[:, None])
 
@@ -121,8 +126,8 @@ def _forward_kernel(
     j, first = i - step, plan.first_key_block(first_ref, b, i)
 
     def score(head: int, rows: slice, keys: slice, *, diagonal: bool) -> Array:
-        query = query_ref[0, rows, head * plan.width : (head + 1) * plan.width]
-        score = plan.exponent(causal_plan.dot(query, key_ref[0, keys, :], causal_plan.ROWS_ROWS))
+        query = query_ref[0, rows, plan.head(head)]
+        score = plan.exponent(causal_plan.dot(query, key_ref[0, keys, plan.group(head)], causal_plan.ROWS_ROWS))
         segments = causal_plan.wide(column_ref[rows, :], score.shape[1]), segment_ref[0, :, keys]
         distance = (i - j) * plan.block + rows.start - keys.start
         return plan.hide(score, segments, distance, query_axis=0, diagonal=diagonal)
@@ -134,7 +139,7 @@ def _forward_kernel(
             maximum_ref[0][head, rows, :] = top
             score = score - causal_plan.wide(top, score.shape[1])
         weight = jnp.exp2(score)
-        value = value_ref[0, keys, :]
+        value = value_ref[0, keys, plan.group(head)]
         context_ref[head, rows, :] = causal_plan.dot(weight.astype(value.dtype), value, causal_plan.ROWS_COLUMNS)
         sum_ref[head, rows, :] = causal_plan.lane_sum(weight)
 
@@ -148,7 +153,7 @@ def _forward_kernel(
             fade = jnp.exp2(before - top)
             context, total = context * causal_plan.wide(fade, plan.width), total * fade
         weight = jnp.exp2(score)
-        value = value_ref[0, keys, :]
+        value = value_ref[0, keys, plan.group(head)]
         context_ref[head, rows, :] = context + causal_plan.dot(
             weight.astype(value.dtype), value, causal_plan.ROWS_COLUMNS
         )
@@ -175,22 +180,25 @@ def _forward_kernel(
 
     @pl.when(j == first)
     def finish() -> None:
+        lane = jax.lax.broadcasted_iota(jnp.int32, sum_ref.shape[1:], 1)
+        log_sums = jnp.zeros(sum_ref.shape[1:], jnp.float32)
         for head in range(plan.heads):
-            total = jnp.broadcast_to(sum_ref[head].sum(axis=1, keepdims=True), sum_ref.shape[1:])
-            context = context_ref[head] * causal_plan.wide(1 / total, plan.width)
-            out_ref[0, :, head * plan.width : (head + 1) * plan.width] = context.astype(out_ref.dtype)
+            total = jnp.broadcast_to(sum_ref[head].sum(axis=1, keepdims=True), lane.shape)
+            context = context_ref[head] * causal_plan.wide(pl.reciprocal(total), plan.width)
+            out_ref[0, :, plan.head(head)] = context.astype(out_ref.dtype)
             log_sum = jnp.log2(total) + (0.0 if plan.bounded else maximum_ref[0][head])
-            log_sum_ref[0, 0, head : head + 1, :] = log_sum.T[:1]
+            log_sums = jnp.where(lane == head, log_sum, log_sums)
+        log_sum_ref[0, 0] = log_sums.T[: plan.heads]
 
 
-def _attention_forward(plan, interpret, query, key, value, segment):
-    first = plan.first_blocks(segment, interpret=interpret)
-    context, log_sum = _forward(plan, interpret, first, query, key, value, segment)
+def _attention_forward(plan, query, key, value, segment):
+    first = plan.first_blocks(segment)
+    context, log_sum = _forward(plan, first, query, key, value, segment)
     return context, (first, query, key, value, segment, context, log_sum)
 
 
-def _attention_backward(plan, interpret, saved, upstream):
-    return *causal_gradient.gradient(plan, interpret, *saved, upstream), None
+def _attention_backward(plan, saved, upstream):
+    return *causal_gradient.gradient(plan, *saved, upstream), None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

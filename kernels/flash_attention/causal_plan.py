@@ -12,6 +12,7 @@ from jaxtyping import Array, Int
 
 LANES = 128
 BLOCK = 512  # at most
+HEADS = 4  # query heads that go through a key block in one step, as far as key/value heads can be grouped
 TILE = 256  # what is skipped above the diagonal within a block
 MASKED = -1e30  # finite: a row that sees nothing in its first block forgets what it gathered there
 BOUNDED = 60.0  # exp(60) times a sum of 1e6 terms is 1e32, exp(-60) is 1e-26
@@ -27,15 +28,21 @@ def block_size(length: int) -> int:
     return -(-length // (blocks * LANES)) * LANES
 
 
+def groups_together(groups: int, shared: int) -> int:
+    """How many key/value heads, of `shared` query heads each, go through a step together."""
+    return max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * shared <= HEADS))
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Everything about a call that is known at compile time."""
 
+    interpret: bool | pltpu.InterpretParams
     scale: float
     window: int  # 0: all
     soft_cap: float  # 0: none
-    groups: int  # K
-    heads: int  # J
+    groups: int  # key/value heads in one step
+    heads: int  # query heads in one step
     width: int  # H in whole lanes
     block: int
     blocks: int
@@ -46,6 +53,19 @@ class Plan:
         return TILE if self.block % TILE == 0 else LANES
 
     @property
+    def steps(self) -> int:
+        """Key blocks that a query block can meet, with its own."""
+        return min(self.blocks, 1 + -(-(self.window - 1) // self.block)) if self.window else self.blocks
+
+    def head(self, n: int) -> slice:
+        """The columns of query head `n` of a step."""
+        return slice(n * self.width, (n + 1) * self.width)
+
+    def group(self, n: int) -> slice:
+        """The columns of the key/value head that query head `n` of a step looks at."""
+        return self.head(n // (self.heads // self.groups))
+
+    @property
     def bounded(self) -> bool:
         return 0 < self.soft_cap <= BOUNDED
 
@@ -54,13 +74,13 @@ class Plan:
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=100 * 2**20
         )
 
-    def first_blocks(self, segment_BT: Int[Array, "B T"], *, interpret: object) -> Array:
+    def first_blocks(self, segment_BT: Int[Array, "B T"]) -> Array:
         """[B, blocks, and lanes to spare]: the earliest key block whose segment ids may meet those of a query block."""
         lanes = -(-self.blocks // LANES) * LANES
         return pl.pallas_call(
             functools.partial(_first_blocks_kernel, block=self.block),
             out_shape=jax.ShapeDtypeStruct((segment_BT.shape[0], lanes), jnp.int32),
-            interpret=interpret,
+            interpret=self.interpret,
             name="causal_first_blocks",
         )(segment_BT)
 
@@ -99,7 +119,9 @@ class Plan:
         """`score` where the query may see the key; the first query is `distance` after the first key."""
         seen = segments[0] == segments[1]
         if diagonal or self.window:
-            key, query = (jax.lax.broadcasted_iota(jnp.int32, score.shape, axis) for axis in (1 - query_axis, query_axis))
+            key, query = (
+                jax.lax.broadcasted_iota(jnp.int32, score.shape, axis) for axis in (1 - query_axis, query_axis)
+            )
             if diagonal:
                 seen &= key - query <= distance
             if self.window:
