@@ -161,10 +161,13 @@ def _forward_kernel(
 
     def sweep(tiles: list, fold: Callable, *, diagonal: bool) -> None:
         """Products of the next tile stand before the softmax of this one, so that both units have work."""
-        ahead = score(*tiles[0], diagonal=diagonal)
-        for tile, following in zip(tiles, [*tiles[1:], None], strict=True):
-            this, ahead = ahead, following and score(*following, diagonal=diagonal)
-            fold(this, *tile)
+        import os
+        D = int(os.environ.get("KD", "1"))
+        if os.environ.get("KO") and diagonal: tiles = tiles[::-1]
+        queue = [score(*t, diagonal=diagonal) for t in tiles[:D]]
+        for n, tile in enumerate(tiles):
+            if n + D < len(tiles): queue.append(score(*tiles[n + D], diagonal=diagonal))
+            fold(queue.pop(0), *tile)
 
     @pl.when(step == 0)
     def present() -> None:
@@ -180,15 +183,17 @@ def _forward_kernel(
 
     @pl.when(j == first)
     def finish() -> None:
+        # The sums and maxima of head n stand in lane n of one array, whose logarithm is taken once.
         lane = jax.lax.broadcasted_iota(jnp.int32, sum_ref.shape[1:], 1)
-        log_sums = jnp.zeros(sum_ref.shape[1:], jnp.float32)
+        sums, tops = jnp.ones(lane.shape, jnp.float32), jnp.zeros(lane.shape, jnp.float32)
         for head in range(plan.heads):
             total = jnp.broadcast_to(sum_ref[head].sum(axis=1, keepdims=True), lane.shape)
-            context = context_ref[head] * causal_plan.wide(pl.reciprocal(total), plan.width)
+            sums = jnp.where(lane == head, total, sums)
+            for ref in maximum_ref:
+                tops = jnp.where(lane == head, ref[head], tops)
+            context = context_ref[head] * causal_plan.wide(causal_plan.reciprocal(total), plan.width)
             out_ref[0, :, plan.head(head)] = context.astype(out_ref.dtype)
-            log_sum = jnp.log2(total) + (0.0 if plan.bounded else maximum_ref[0][head])
-            log_sums = jnp.where(lane == head, log_sum, log_sums)
-        log_sum_ref[0, 0] = log_sums.T[: plan.heads]
+        log_sum_ref[0, 0] = (tops + jnp.log2(sums)).T[: plan.heads]
 
 
 def _attention_forward(plan, query, key, value, segment):

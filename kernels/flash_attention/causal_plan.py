@@ -13,7 +13,8 @@ from jaxtyping import Array, Int
 LANES = 128
 BLOCK = 512  # at most
 HEADS = 4  # query heads that go through a key block in one step, as far as key/value heads can be grouped
-TILE = 256  # what is skipped above the diagonal within a block
+import os
+TILE = int(os.environ.get('KT','256'))  # what is skipped above the diagonal within a block
 MASKED = -1e30  # finite: a row that sees nothing in its first block forgets what it gathered there
 BOUNDED = 60.0  # exp(60) times a sum of 1e6 terms is 1e32, exp(-60) is 1e-26
 LOG2_E = math.log2(math.e)
@@ -161,3 +162,10 @@ def lane_sum(x: Array) -> Array:
 def column(row: Array) -> Array:
     """A row [1, rows] as a column [rows, 128] with equal lanes."""
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T
+
+
+def reciprocal(x: Array) -> Array:
+    """1 / x for x far from the ends of float32: a few bits from the table, then Newton's steps, each doubling them."""
+    guess = pl.reciprocal(x, approx=True)
+    guess = guess * (2 - x * guess)
+    return guess * (2 - x * guess)
