@@ -102,8 +102,7 @@ def _forward(plan: Plan, *operands: Array) -> tuple[Array, Array]:
                 own,
                 past,
                 past,
-                pl.BlockSpec((1, 1, block), lambda b, k, i, r, first: (b, 0, i)),
-                pl.BlockSpec((1, 1, block), lambda b, k, i, r, first: (b, 0, plan.key_block(first, b, i, r))),
+                pl.BlockSpec((1, 1, length), lambda b, k, i, r, first: (b, 0, 0)),
             ],
             out_specs=[written, pl.BlockSpec((1, 1, heads, block), lambda b, k, i, r, first: (b, k, 0, i))],
             scratch_shapes=scratch,
@@ -115,11 +114,11 @@ def _forward(plan: Plan, *operands: Array) -> tuple[Array, Array]:
         compiler_params=plan.compiler_params(),
         interpret=plan.interpret,
         name="causal_attention",
-    )(first, query, key, value, segment[:, None], segment[:, None])
+    )(first, query, key, value, segment[:, None])
 
 
 def _forward_kernel(
-    first_ref, query_ref, key_ref, value_ref, own_segment_ref, segment_ref, out_ref, log_sum_ref,
+    first_ref, query_ref, key_ref, value_ref, segment_ref, out_ref, log_sum_ref,
     context_ref, sum_ref, column_ref, *maximum_ref, plan,
 ):  # fmt: skip
     b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
@@ -128,7 +127,7 @@ def _forward_kernel(
     def score(head: int, rows: slice, keys: slice, *, diagonal: bool) -> Array:
         query = query_ref[0, rows, plan.head(head)]
         score = plan.exponent(causal_plan.dot(query, key_ref[0, keys, plan.group(head)], causal_plan.ROWS_ROWS))
-        segments = causal_plan.wide(column_ref[rows, :], score.shape[1]), segment_ref[0, :, keys]
+        segments = causal_plan.wide(column_ref[rows, :], score.shape[1]), segment_ref[0, :, plan.positions(j, keys)]
         distance = (i - j) * plan.block + rows.start - keys.start
         return plan.hide(score, segments, distance, query_axis=0, diagonal=diagonal)
 
@@ -161,18 +160,15 @@ def _forward_kernel(
 
     def sweep(tiles: list, fold: Callable, *, diagonal: bool) -> None:
         """Products of the next tile stand before the softmax of this one, so that both units have work."""
-        import os
-        D = int(os.environ.get("KD", "1"))
-        if os.environ.get("KO") and diagonal: tiles = tiles[::-1]
-        queue = [score(*t, diagonal=diagonal) for t in tiles[:D]]
-        for n, tile in enumerate(tiles):
-            if n + D < len(tiles): queue.append(score(*tiles[n + D], diagonal=diagonal))
-            fold(queue.pop(0), *tile)
+        ahead = score(*tiles[0], diagonal=diagonal)
+        for tile, following in zip(tiles, [*tiles[1:], None], strict=True):
+            this, ahead = ahead, following and score(*following, diagonal=diagonal)
+            fold(this, *tile)
 
     @pl.when(step == 0)
     def present() -> None:
-        column_ref[...] = causal_plan.column(own_segment_ref[0])
-        rows = [slice(start, start + plan.tile) for start in range(0, plan.block, plan.tile)]
+        column_ref[...] = causal_plan.column(segment_ref[0, :, plan.positions(i)])
+        rows = [slice(start, start + causal_plan.LANES) for start in range(0, plan.block, causal_plan.LANES)]
         tiles = [(head, own, slice(0, own.stop)) for own in rows for head in range(plan.heads)]
         sweep(tiles, begin, diagonal=True)
 

@@ -25,9 +25,10 @@ from thinkfirst.kernels.flash_attention import causal_plan
 
 
 def gradient(plan: causal_plan.Plan, *operands: Array) -> tuple[Array, Array, Array]:
-    """Gradients of query, key and value from first blocks, query, key, value, segment, context, log-sum and upstream gradient."""
+    """Gradients of query, key and value; `operands` are what _attention_forward saves, then the upstream gradient."""
     first, query, key, value, segment, context, log_sum, upstream = operands
-    batch, block, blocks, heads, width = query.shape[0], plan.block, plan.blocks, plan.heads, plan.width
+    batch, length, _ = query.shape
+    block, blocks, heads, width = plan.block, plan.blocks, plan.heads, plan.width
     wide = plan.groups * width
     own = pl.BlockSpec((1, block, heads * width), lambda b, k, i, r, first: (b, plan.query_block(first, b, i, r), k))
     past = pl.BlockSpec((1, block, wide), lambda b, k, i, r, first: (b, plan.key_block(first, b, i, r), k))
@@ -45,8 +46,7 @@ def gradient(plan: causal_plan.Plan, *operands: Array) -> tuple[Array, Array, Ar
                 own,
                 own,
                 pl.BlockSpec((1, 1, heads, block), lambda b, k, i, r, first: (b, k, 0, i)),
-                pl.BlockSpec((1, 1, block), lambda b, k, i, r, first: (b, 0, i)),
-                pl.BlockSpec((1, 1, block), lambda b, k, i, r, first: (b, 0, plan.key_block(first, b, i, r))),
+                pl.BlockSpec((1, 1, length), lambda b, k, i, r, first: (b, 0, 0)),
             ],
             out_specs=[written, complete, complete],
             scratch_shapes=[
@@ -62,7 +62,7 @@ def gradient(plan: causal_plan.Plan, *operands: Array) -> tuple[Array, Array, Ar
         compiler_params=plan.compiler_params(),
         interpret=plan.interpret,
         name="causal_attention_gradient",
-    )(first, query, key, value, context, upstream, log_sum, *[segment[:, None]] * 2)
+    )(first, query, key, value, context, upstream, log_sum, segment[:, None])
 
 
 def _complete_block(plan: causal_plan.Plan, i, r):
@@ -74,7 +74,7 @@ def _complete_block(plan: causal_plan.Plan, i, r):
 
 
 def _kernel(
-    first_ref, query_ref, key_ref, value_ref, context_ref, upstream_ref, log_sum_ref, own_segment_ref, segment_ref,
+    first_ref, query_ref, key_ref, value_ref, context_ref, upstream_ref, log_sum_ref, segment_ref,
     d_query_ref, d_key_ref, d_value_ref,
     d_query_side_ref, d_key_sum_ref, d_value_sum_ref, key_side_ref, column_ref, delta_ref, *, plan,
 ):  # fmt: skip
@@ -84,7 +84,7 @@ def _kernel(
     @pl.when(step == 0)
     def start() -> None:
         key_side_ref[j] = key_ref[0].astype(jnp.float32).T.astype(key_side_ref.dtype)
-        column_ref[j] = causal_plan.column(segment_ref[0])
+        column_ref[j] = causal_plan.column(segment_ref[0, :, plan.positions(i)])
         d_key_sum_ref[j] = jnp.zeros(d_key_sum_ref.shape[1:], jnp.float32)
         d_value_sum_ref[j] = jnp.zeros(d_value_sum_ref.shape[1:], jnp.float32)
         d_query_side_ref[...] = jnp.zeros_like(d_query_side_ref)
@@ -97,7 +97,10 @@ def _kernel(
         group = plan.group(head)
         query, upstream = query_ref[0, rows, plan.head(head)], upstream_ref[0, rows, plan.head(head)]
         exponent = plan.exponent(causal_plan.dot(key_ref[0, keys, group], query, causal_plan.ROWS_ROWS))
-        segments = causal_plan.wide(column_ref[j, keys, :], exponent.shape[1]), own_segment_ref[0, :, rows]
+        segments = (
+            causal_plan.wide(column_ref[j, keys, :], exponent.shape[1]),
+            segment_ref[0, :, plan.positions(i, rows)],
+        )
         distance = (i - j) * plan.block + rows.start - keys.start
         score = plan.hide(exponent, segments, distance, query_axis=1, diagonal=diagonal)
         weight = jnp.exp2(score - log_sum_ref[0, 0, head : head + 1, rows])
@@ -116,9 +119,9 @@ def _kernel(
 
     @pl.when(step == 0)
     def present() -> None:
-        for start in range(0, plan.block, plan.tile):
+        for start in range(0, plan.block, causal_plan.LANES):
             for head in range(plan.heads):
-                fold(head, slice(start, start + plan.tile), slice(start, plan.block), diagonal=True)
+                fold(head, slice(start, start + causal_plan.LANES), slice(start, plan.block), diagonal=True)
 
     @pl.when((j >= first) & (j < i))
     def past() -> None:

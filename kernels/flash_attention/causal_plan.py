@@ -13,8 +13,6 @@ from jaxtyping import Array, Int
 LANES = 128
 BLOCK = 512  # at most
 HEADS = 4  # query heads that go through a key block in one step, as far as key/value heads can be grouped
-import os
-TILE = int(os.environ.get('KT','256'))  # what is skipped above the diagonal within a block
 MASKED = -1e30  # finite: a row that sees nothing in its first block forgets what it gathered there
 BOUNDED = 60.0  # exp(60) times a sum of 1e6 terms is 1e32, exp(-60) is 1e-26
 LOG2_E = math.log2(math.e)
@@ -50,10 +48,6 @@ class Plan:
     first: tuple[int, ...]  # the earliest key block of every query block, or () to read it from the segments
 
     @property
-    def tile(self) -> int:
-        return TILE if self.block % TILE == 0 else LANES
-
-    @property
     def steps(self) -> int:
         """Key blocks that a query block can meet, with its own."""
         return min(self.blocks, 1 + -(-(self.window - 1) // self.block)) if self.window else self.blocks
@@ -65,6 +59,11 @@ class Plan:
     def group(self, n: int) -> slice:
         """The columns of the key/value head that query head `n` of a step looks at."""
         return self.head(n // (self.heads // self.groups))
+
+    def positions(self, block, part: slice | None = None):
+        """Where `part` of a block stands in the row of tokens."""
+        start, stop = (part.start, part.stop) if part else (0, self.block)
+        return pl.ds(pl.multiple_of(block * self.block + start, LANES), stop - start)
 
     @property
     def bounded(self) -> bool:
