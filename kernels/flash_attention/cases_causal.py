@@ -5,6 +5,7 @@ Queries, keys and values arrive as the projections write them, [B, T, N * H] and
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,35 +16,35 @@ LENGTH = 2048
 WIDTH = 256
 
 
-def forward(heads: int, groups: int, soft_cap: float, *, batch: int = 1, first: tuple[int, ...] = ()):
+def forward(heads: int, groups: int, soft_cap: float, *, batch: int = 1, length: int = LENGTH, **options: Any):
     """Attention alone."""
-    return _attend(heads, groups, soft_cap, first), _operands(batch, heads, groups)
+    return _attend(heads, groups, soft_cap, options), _operands(batch, length, heads, groups)
 
 
-def backward(heads: int, groups: int, soft_cap: float, *, batch: int = 1, first: tuple[int, ...] = ()):
-    """Attention and the gradients of query, key and value."""
-    attend = _attend(heads, groups, soft_cap, first)
+def backward(heads: int, groups: int, soft_cap: float, *, batch: int = 1, length: int = LENGTH, **options: Any):
+    """Attention, and the gradients of query, key and value; the context is an output, as it is in a model."""
+    attend = _attend(heads, groups, soft_cap, options)
 
     def both(query, key, value, segment, upstream):
-        _, pull = jax.vjp(lambda *operands: attend(*operands, segment), query, key, value)
-        return pull(upstream)
+        context, pull = jax.vjp(lambda *operands: attend(*operands, segment), query, key, value)
+        return context, *pull(upstream)
 
-    operands = _operands(batch, heads, groups)
+    operands = _operands(batch, length, heads, groups)
     return both, (*operands, operands[0])
 
 
-def _attend(heads: int, groups: int, soft_cap: float, first: tuple[int, ...]):
+def _attend(heads: int, groups: int, soft_cap: float, options: dict):
     def attend(query, key, value, segment):
         split = [x.reshape(*x.shape[:2], n, WIDTH) for x, n in ((query, heads), (key, groups), (value, groups))]
-        context = causal.attention(*split, segment, scale=WIDTH**-0.5, soft_cap=soft_cap, first=first)
+        context = causal.attention(*split, segment, scale=WIDTH**-0.5, soft_cap=soft_cap, **options)
         return context.reshape(query.shape)
 
     return attend
 
 
-def _operands(batch: int, heads: int, groups: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    shapes = [jax.ShapeDtypeStruct((batch, LENGTH, n * WIDTH), jnp.bfloat16) for n in (heads, groups, groups)]
-    return *shapes, jax.ShapeDtypeStruct((batch, LENGTH), jnp.int32)
+def _operands(batch: int, length: int, heads: int, groups: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    shapes = [jax.ShapeDtypeStruct((batch, length, n * WIDTH), jnp.bfloat16) for n in (heads, groups, groups)]
+    return *shapes, jax.ShapeDtypeStruct((batch, length), jnp.int32)
 
 
 GEMMA_3_1B = (4, 1, 0.0)

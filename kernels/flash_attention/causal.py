@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int
 from thinkfirst.kernels.flash_attention import causal_gradient, causal_plan
 
 Plan = causal_plan.Plan
+VMEM = 64 * 2**20  # bytes on chip of every generation since v5; v4 has a quarter
 
 
 def attention(
@@ -38,40 +39,39 @@ def attention(
     window: int = 0,
     soft_cap: float = 0.0,
     interpret: bool | pltpu.InterpretParams = False,
+    vmem: int = VMEM,
     first: tuple[int, ...] = (),
 ) -> Float[Array, "B T N H"]:
     """Causal attention within segments, as reference.attention; differentiable in query, key and value.
 
-    `first` fixes at compile time the earliest key block of every query block, for rows that are all packed alike;
-    it must allow what `segment_BT` allows.
+    `vmem` is the memory on chip in bytes: VMEM, but 16 MiB on TPU v4.  `first` fixes at compile time the earliest key
+    block of every query block, for rows that are all packed alike; it must allow what `segment_BT` allows.
     """
     batch, length, heads, width = query_BTNH.shape
-    groups = key_BTKH.shape[2]
-    block = causal_plan.block_size(length)
-    blocks = -(-length // block)
-    lanes = -(-width // causal_plan.LANES) * causal_plan.LANES
-    together = causal_plan.groups_together(groups, heads // groups)
-    plan = Plan(
-        interpret=interpret,
+    plan = causal_plan.make(
+        query_BTNH,
+        key_BTKH,
+        vmem=vmem,
+        window=window,
         scale=scale,
-        window=window if window < length else 0,
         soft_cap=soft_cap,
-        groups=together,
-        heads=together * (heads // groups),
-        width=lanes,
-        block=block,
-        blocks=blocks,
+        interpret=interpret,
         first=first,
     )
-    assert not first or len(first) == blocks, (first, blocks)
+    if plan is None:
+        raise ValueError(f"{length} tokens of {heads} heads are too many for {vmem} bytes of memory on chip")
+    if query_BTNH.dtype not in (jnp.bfloat16, jnp.float32):
+        raise ValueError(f"queries are bfloat16 or float32, not {query_BTNH.dtype}")
+    assert not first or len(first) == plan.blocks, (first, plan.blocks)
+    padded = plan.blocks * plan.block
 
     def flat(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, blocks * block - length), (0, 0), (0, lanes - width)))
-        return x.reshape(batch, blocks * block, -1)
+        x = jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, plan.width - width)))
+        return x.reshape(batch, padded, -1)
 
-    segment = jnp.pad(segment_BT.astype(jnp.int32), ((0, 0), (0, blocks * block - length)), constant_values=-1)
+    segment = jnp.pad(segment_BT.astype(jnp.int32), ((0, 0), (0, padded - length)), constant_values=-1)
     context = _attention(plan, flat(query_BTNH), flat(key_BTKH), flat(value_BTKH), segment)
-    return context.reshape(batch, blocks * block, heads, lanes)[:, :length, :, :width]
+    return context.reshape(batch, padded, heads, plan.width)[:, :length, :, :width]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

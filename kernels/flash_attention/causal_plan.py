@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +12,14 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int
 
 LANES = 128
-BLOCK = 512  # at most
+BLOCKS = (512, 256, 128)  # tokens of a block at most; a smaller one where the memory on chip asks for it
 HEADS = 4  # query heads that go through a key block in one step, as far as key/value heads can be grouped
-MASKED = -1e30  # finite: a row that sees nothing in its first block forgets what it gathered there
+MASKED = -1e30
 BOUNDED = 60.0  # exp(60) times a sum of 1e6 terms is 1e32, exp(-60) is 1e-26
 LOG2_E = math.log2(math.e)
 
 ROWS_ROWS = (((1,), (1,)), ((), ()))  # a b^T
 ROWS_COLUMNS = (((1,), (0,)), ((), ()))  # a b
-
-
-def block_size(length: int) -> int:
-    """The smallest block that covers `length` in the same number of blocks as the largest one."""
-    blocks = -(-length // BLOCK)
-    return -(-length // (blocks * LANES)) * LANES
-
-
-def groups_together(groups: int, shared: int) -> int:
-    """How many key/value heads, of `shared` query heads each, go through a step together."""
-    return max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * shared <= HEADS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +35,7 @@ class Plan:
     width: int  # H in whole lanes
     block: int
     blocks: int
+    vmem: int  # bytes on chip
     first: tuple[int, ...]  # the earliest key block of every query block, or () to read it from the segments
 
     @property
@@ -69,9 +60,17 @@ class Plan:
     def bounded(self) -> bool:
         return 0 < self.soft_cap <= BOUNDED
 
+    def memory(self, itemsize: int) -> int:
+        """Bytes on chip that the gradient needs, the larger of the two sweeps."""
+        per_query = self.heads * self.width * (4 * 2 * itemsize + 4)
+        per_key = self.groups * self.width * 4 * 2 * itemsize
+        per_token = self.groups * self.width * (4 + 4 + itemsize) + LANES * 4
+        tiles = 4 * self.block * self.block * 4
+        return self.block * (per_query + per_key) + self.blocks * self.block * per_token + tiles
+
     def compiler_params(self) -> pltpu.CompilerParams:
         return pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=100 * 2**20
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=self.vmem
         )
 
     def first_blocks(self, segment_BT: Int[Array, "B T"]) -> Array:
@@ -127,6 +126,29 @@ class Plan:
             if self.window:
                 seen &= key - query > distance - self.window
         return jnp.where(seen, score, MASKED)
+
+
+def make(query_BTNH: Array, key_BTKH: Array, *, vmem: int, window: int, **given: Any) -> Plan | None:
+    """The plan with the largest steps that fit into `vmem` bytes; None where there is no such plan."""
+    length, heads, width = query_BTNH.shape[1:]
+    groups = key_BTKH.shape[2]
+    shared = heads // groups
+    together = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * shared <= HEADS))
+    for at_most, grouped in [(BLOCKS[0], together), *((block, 1) for block in BLOCKS)]:
+        blocks = -(-length // at_most)
+        plan = Plan(
+            window=window if window < length else 0,
+            groups=grouped,
+            heads=grouped * shared,
+            width=-(-width // LANES) * LANES,
+            block=-(-length // (blocks * LANES)) * LANES,
+            blocks=blocks,
+            vmem=vmem,
+            **given,
+        )
+        if plan.memory(query_BTNH.dtype.itemsize) <= vmem:
+            return plan
+    return None
 
 
 def _first_blocks_kernel(segment_ref, first_ref, *, block):
