@@ -1,0 +1,59 @@
+"""Calls of causal attention whose cost is estimated: a function and the shapes of its operands, a row of 2,048 tokens.
+
+Queries, keys and values arrive as the projections write them, [B, T, N * H] and [B, T, K * H].
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from thinkfirst.kernels.flash_attention import causal
+
+LENGTH = 2048
+WIDTH = 256
+
+
+def forward(heads: int, groups: int, soft_cap: float, *, batch: int = 1, length: int = LENGTH, **options: Any):
+    """Attention alone."""
+    return _attend(heads, groups, soft_cap, options), _operands(batch, length, heads, groups)
+
+
+def backward(heads: int, groups: int, soft_cap: float, *, batch: int = 1, length: int = LENGTH, **options: Any):
+    """Attention, and the gradients of query, key and value; the context is an output, as it is in a model."""
+    attend = _attend(heads, groups, soft_cap, options)
+
+    def both(query, key, value, segment, upstream):
+        context, pull = jax.vjp(lambda *operands: attend(*operands, segment), query, key, value)
+        return context, *pull(upstream)
+
+    operands = _operands(batch, length, heads, groups)
+    return both, (*operands, operands[0])
+
+
+def _attend(heads: int, groups: int, soft_cap: float, options: dict):
+    def attend(query, key, value, segment):
+        split = [x.reshape(*x.shape[:2], n, WIDTH) for x, n in ((query, heads), (key, groups), (value, groups))]
+        context = causal.attention(*split, segment, scale=WIDTH**-0.5, soft_cap=soft_cap, **options)
+        return context.reshape(query.shape)
+
+    return attend
+
+
+def _operands(batch: int, length: int, heads: int, groups: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    shapes = [jax.ShapeDtypeStruct((batch, length, n * WIDTH), jnp.bfloat16) for n in (heads, groups, groups)]
+    return *shapes, jax.ShapeDtypeStruct((batch, length), jnp.int32)
+
+
+GEMMA_3_1B = (4, 1, 0.0)
+GEMMA_2_2B = (8, 4, 50.0)
+
+CASES: dict[str, Callable[[], tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]]] = {
+    "causal_g3_fwd": functools.partial(forward, *GEMMA_3_1B),
+    "causal_g3_bwd": functools.partial(backward, *GEMMA_3_1B),
+    "causal_g2_fwd": functools.partial(forward, *GEMMA_2_2B),
+    "causal_g2_bwd": functools.partial(backward, *GEMMA_2_2B),
+    "packed_causal_fwd": functools.partial(forward, *GEMMA_3_1B, first=(0, 1, 2, 3)),
+}

@@ -1,0 +1,205 @@
+"""Causal attention on TPU: online softmax over blocks of keys; blocks that no query of a row can see cost nothing.
+
+Query block i of one key/value head meets the key blocks first(i) .. i.  first(i) follows from the window by arithmetic
+on the grid position, and from `first`, a table of the earliest key block whose range of segment ids meets that of block
+i.  All J query heads of a key/value head go through a key block together, and operands keep the layout that the
+projections write: [B, T, N * H] and [B, T, K * H], a head being a block of columns.  n = T / block.
+
+    forward     grid (B, K / g, n, s): g key/value heads, query block i, then key block j = i, i - 1 .. first(i)
+                query, out [block, g * J * H] at (i); key, value [block, g * H] at (j); log-sum [g * J, block] at (i)
+                carried over j: context, running maximum and sum of every query
+    gradient    causal_gradient.py
+
+Exponents are base 2.  Scores under a soft cap of at most BOUNDED need no running maximum: exp(score) and its sums
+are far from the ends of float32.  The softmax is float32, its weights are rounded to the dtype of the values.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from thinkfirst.kernels.flash_attention import causal_gradient, causal_plan
+
+Plan = causal_plan.Plan
+VMEM = 64 * 2**20  # bytes on chip of every generation since v5; v4 has a quarter
+
+
+def attention(
+    query_BTNH: Float[Array, "B T N H"],
+    key_BTKH: Float[Array, "B T K H"],
+    value_BTKH: Float[Array, "B T K H"],
+    segment_BT: Int[Array, "B T"],
+    *,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    interpret: bool | pltpu.InterpretParams = False,
+    vmem: int = VMEM,
+    first: tuple[int, ...] = (),
+) -> Float[Array, "B T N H"]:
+    """Causal attention within segments, as reference.attention; differentiable in query, key and value.
+
+    `vmem` is the memory on chip in bytes: VMEM, but 16 MiB on TPU v4.  `first` fixes at compile time the earliest key
+    block of every query block, for rows that are all packed alike; it must allow what `segment_BT` allows.
+    """
+    batch, length, heads, width = query_BTNH.shape
+    plan = causal_plan.make(
+        query_BTNH,
+        key_BTKH,
+        vmem=vmem,
+        window=window,
+        scale=scale,
+        soft_cap=soft_cap,
+        interpret=interpret,
+        first=first,
+    )
+    if plan is None:
+        raise ValueError(f"{length} tokens of {heads} heads are too many for {vmem} bytes of memory on chip")
+    if query_BTNH.dtype not in (jnp.bfloat16, jnp.float32):
+        raise ValueError(f"queries are bfloat16 or float32, not {query_BTNH.dtype}")
+    assert not first or len(first) == plan.blocks, (first, plan.blocks)
+    padded = plan.blocks * plan.block
+
+    def flat(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, plan.width - width)))
+        return x.reshape(batch, padded, -1)
+
+    segment = jnp.pad(segment_BT.astype(jnp.int32), ((0, 0), (0, padded - length)), constant_values=-1)
+    context = _attention(plan, flat(query_BTNH), flat(key_BTKH), flat(value_BTKH), segment)
+    return context.reshape(batch, padded, heads, plan.width)[:, :length, :, :width]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(plan: Plan, query: Array, key: Array, value: Array, segment: Array) -> Array:
+    first = plan.first_blocks(segment)
+    return _forward(plan, first, query, key, value, segment)[0]
+
+
+def _forward(plan: Plan, *operands: Array) -> tuple[Array, Array]:
+    first, query, key, value, segment = operands
+    batch, length, columns = query.shape
+    block, heads, width = plan.block, plan.heads, plan.width
+    packs = columns // (heads * width)
+    own = pl.BlockSpec((1, block, heads * width), lambda b, k, i, r, first: (b, plan.query_block(first, b, i, r), k))
+    past = pl.BlockSpec(
+        (1, block, plan.groups * width), lambda b, k, i, r, first: (b, plan.key_block(first, b, i, r), k)
+    )
+    written = pl.BlockSpec((1, block, heads * width), lambda b, k, i, r, first: (b, i, k))
+    lanes = pltpu.VMEM((heads, block, causal_plan.LANES), jnp.float32)
+    scratch = [pltpu.VMEM((heads, block, width), jnp.float32), lanes]
+    scratch += [pltpu.VMEM((block, causal_plan.LANES), jnp.int32)] + [lanes] * (not plan.bounded)
+    return pl.pallas_call(
+        functools.partial(_forward_kernel, plan=plan),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(batch, packs, plan.blocks, plan.steps),
+            in_specs=[
+                own,
+                past,
+                past,
+                pl.BlockSpec((1, 1, length), lambda b, k, i, r, first: (b, 0, 0)),
+            ],
+            out_specs=[written, pl.BlockSpec((1, 1, heads, block), lambda b, k, i, r, first: (b, k, 0, i))],
+            scratch_shapes=scratch,
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(query.shape, query.dtype),
+            jax.ShapeDtypeStruct((batch, packs, heads, length), jnp.float32),
+        ],
+        compiler_params=plan.compiler_params(),
+        interpret=plan.interpret,
+        name="causal_attention",
+    )(first, query, key, value, segment[:, None])
+
+
+def _forward_kernel(
+    first_ref, query_ref, key_ref, value_ref, segment_ref, out_ref, log_sum_ref,
+    context_ref, sum_ref, column_ref, *maximum_ref, plan,
+):  # fmt: skip
+    b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    j, first = i - step, plan.first_key_block(first_ref, b, i)
+
+    def score(head: int, rows: slice, keys: slice, *, diagonal: bool) -> Array:
+        query = query_ref[0, rows, plan.head(head)]
+        score = plan.exponent(causal_plan.dot(query, key_ref[0, keys, plan.group(head)], causal_plan.ROWS_ROWS))
+        segments = causal_plan.wide(column_ref[rows, :], score.shape[1]), segment_ref[0, :, plan.positions(j, keys)]
+        distance = (i - j) * plan.block + rows.start - keys.start
+        return plan.hide(score, segments, distance, query_axis=0, diagonal=diagonal)
+
+    def begin(score: Array, head: int, rows: slice, keys: slice) -> None:
+        top = 0.0
+        if not plan.bounded:
+            top = jnp.broadcast_to(score.max(axis=1, keepdims=True), (score.shape[0], causal_plan.LANES))
+            maximum_ref[0][head, rows, :] = top
+            score = score - causal_plan.wide(top, score.shape[1])
+        weight = jnp.exp2(score)
+        value = value_ref[0, keys, plan.group(head)]
+        context_ref[head, rows, :] = causal_plan.dot(weight.astype(value.dtype), value, causal_plan.ROWS_COLUMNS)
+        sum_ref[head, rows, :] = causal_plan.lane_sum(weight)
+
+    def add(score: Array, head: int, rows: slice, keys: slice) -> None:
+        context, total = context_ref[head, rows, :], sum_ref[head, rows, :]
+        if not plan.bounded:
+            before = maximum_ref[0][head, rows, :]
+            top = jnp.maximum(before, score.max(axis=1, keepdims=True))
+            maximum_ref[0][head, rows, :] = top
+            score = score - causal_plan.wide(top, score.shape[1])
+            fade = jnp.exp2(before - top)
+            context, total = context * causal_plan.wide(fade, plan.width), total * fade
+        weight = jnp.exp2(score)
+        value = value_ref[0, keys, plan.group(head)]
+        context_ref[head, rows, :] = context + causal_plan.dot(
+            weight.astype(value.dtype), value, causal_plan.ROWS_COLUMNS
+        )
+        sum_ref[head, rows, :] = total + causal_plan.lane_sum(weight)
+
+    def sweep(tiles: list, fold: Callable, *, diagonal: bool) -> None:
+        """Products of the next tile stand before the softmax of this one, so that both units have work."""
+        ahead = score(*tiles[0], diagonal=diagonal)
+        for tile, following in zip(tiles, [*tiles[1:], None], strict=True):
+            this, ahead = ahead, following and score(*following, diagonal=diagonal)
+            fold(this, *tile)
+
+    @pl.when(step == 0)
+    def present() -> None:
+        column_ref[...] = causal_plan.column(segment_ref[0, :, plan.positions(i)])
+        rows = [slice(start, start + causal_plan.LANES) for start in range(0, plan.block, causal_plan.LANES)]
+        tiles = [(head, own, slice(0, own.stop)) for own in rows for head in range(plan.heads)]
+        sweep(tiles, begin, diagonal=True)
+
+    @pl.when((j >= first) & (j < i))
+    def past() -> None:
+        everything = slice(0, plan.block)
+        sweep([(head, everything, everything) for head in range(plan.heads)], add, diagonal=False)
+
+    @pl.when(j == first)
+    def finish() -> None:
+        # The sums and maxima of head n stand in lane n of one array, whose logarithm is taken once.
+        lane = jax.lax.broadcasted_iota(jnp.int32, sum_ref.shape[1:], 1)
+        sums, tops = jnp.ones(lane.shape, jnp.float32), jnp.zeros(lane.shape, jnp.float32)
+        for head in range(plan.heads):
+            total = jnp.broadcast_to(sum_ref[head].sum(axis=1, keepdims=True), lane.shape)
+            sums = jnp.where(lane == head, total, sums)
+            for ref in maximum_ref:
+                tops = jnp.where(lane == head, ref[head], tops)
+            context = context_ref[head] * causal_plan.wide(causal_plan.reciprocal(total), plan.width)
+            out_ref[0, :, plan.head(head)] = context.astype(out_ref.dtype)
+        log_sum_ref[0, 0] = (tops + jnp.log2(sums)).T[: plan.heads]
+
+
+def _attention_forward(plan, query, key, value, segment):
+    first = plan.first_blocks(segment)
+    context, log_sum = _forward(plan, first, query, key, value, segment)
+    return context, (first, query, key, value, segment, context, log_sum)
+
+
+def _attention_backward(plan, saved, upstream):
+    return *causal_gradient.gradient(plan, *saved, upstream), None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)

@@ -1,0 +1,163 @@
+"""Causal attention for TPU, interpreted: equal to the reference, forward and gradient, from memory full of NaN."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
+
+import tolerance
+from thinkfirst.kernels.flash_attention import cases_causal, causal, causal_plan, reference
+
+INTERPRET = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True, dma_execution_mode="on_wait")
+TINY = 1e-4  # of float32, forward
+RELATIVE = {"float32": 1e-3, "bfloat16": tolerance.TOLERANCE["bfloat16"]["rtol"]}  # of a gradient, by its norm
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks in a short text."""
+    monkeypatch.setattr(causal_plan, "BLOCKS", (128,))
+
+
+def draw(length, heads=2, groups=1, *, width=8, batch=1, dtype="float32"):
+    """Query, key, value and an upstream gradient."""
+    rng = np.random.default_rng(length + heads)
+    return [jnp.asarray(rng.normal(size=(batch, length, n, width)), dtype) for n in (heads, groups, groups, heads)]
+
+
+def packed(*lengths):
+    return jnp.asarray(np.repeat(np.arange(1, len(lengths) + 1), lengths))[None]
+
+
+def check(operands, segment, capfd, **settings):
+    """Kernel and float32 reference give the same context and the same gradients, and no read overtakes a write."""
+    settings = {"scale": 0.3, "window": 0, "soft_cap": 0.0} | settings
+    *inputs, upstream = operands
+    dtype = upstream.dtype.name
+
+    def kernel(*qkv):
+        return causal.attention(*qkv, segment, interpret=INTERPRET, **settings)
+
+    def exact(*qkv):
+        return reference.attention(*qkv, segment, **settings)
+
+    context, pull = jax.vjp(kernel, *inputs)
+    expected, pull_expected = jax.vjp(exact, *(x.astype(jnp.float32) for x in inputs))
+    if dtype == "float32":
+        assert float(jnp.abs(context - expected).max()) <= TINY
+    else:
+        tolerance.assert_close(np.asarray(context), np.asarray(expected))
+    gradients = zip(pull(upstream), pull_expected(upstream.astype(jnp.float32)), inputs, strict=True)
+    for found, wanted, operand in gradients:
+        assert found.dtype == operand.dtype
+        gap = jnp.linalg.norm(found.astype(jnp.float32) - wanted)
+        assert float(gap) <= RELATIVE[dtype] * float(jnp.linalg.norm(wanted)) + 1e-6
+    assert "race" not in capfd.readouterr().out.lower()
+
+
+def test_a_row_in_two_blocks(capfd):
+    check(draw(256), jnp.ones((1, 256), int), capfd)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1, 63, 127, 512, 1000])
+def test_any_length(length, capfd, monkeypatch):
+    if length == 1000:
+        monkeypatch.setattr(causal_plan, "BLOCKS", (256,))
+    check(draw(length), jnp.ones((1, length), int), capfd)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [1, 100, 128, 129, 300, 500])
+def test_any_window(window, capfd):
+    check(draw(300), packed(170, 130), capfd, window=window)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("heads", "groups"), [(2, 2), (4, 2), (4, 1), (6, 3), (8, 1)])
+@pytest.mark.parametrize("soft_cap", [0.0, 2.0, 70.0])
+def test_any_heads_and_soft_cap(heads, groups, soft_cap, capfd):
+    check(draw(200, heads, groups), packed(150, 50), capfd, soft_cap=soft_cap)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("soft_cap", [0.0, 5.0])
+def test_bfloat16(soft_cap, capfd):
+    check(draw(256, 4, 2, width=128, dtype="bfloat16"), packed(100, 156), capfd, soft_cap=soft_cap)
+
+
+@pytest.mark.slow
+def test_many_texts_in_rows_packed_differently(capfd):
+    rows = [np.repeat([1, 2, 3, 0], [128, 5, 200, 51]), np.repeat([7, 3, 7], [130, 120, 134]), np.zeros(384)]
+    check(draw(384, batch=3), jnp.asarray(np.stack(rows).astype(np.int32)), capfd)
+
+
+@pytest.mark.slow
+def test_scores_far_apart(capfd):
+    """A running maximum that rises and falls from block to block; capped scores at both ends of the cap."""
+    query, key, value, upstream = draw(384)
+    key = key * jnp.asarray(np.repeat([1.0, 40.0, 3.0], 128), jnp.float32)[None, :, None, None]
+    check([query, key, value, upstream], jnp.ones((1, 384), int), capfd)
+    check([query, key, value, upstream], jnp.ones((1, 384), int), capfd, soft_cap=50.0)
+
+
+def visited(segment, length, **settings):
+    """The pairs of query block and key block that are not skipped."""
+    query, key, *_ = draw(length)
+    defaults = {"scale": 1.0, "soft_cap": 0.0, "window": 0, "vmem": 2**26, "interpret": True, "first": ()}
+    plan = causal_plan.make(query, key, **(defaults | settings))
+    first = plan.first_blocks(segment)
+    return {(i, j) for i in range(plan.blocks) for j in range(int(plan.first_key_block(first, 0, i)), i + 1)}
+
+
+def test_blocks_without_a_pair_are_skipped():
+    whole = {(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)}
+    one_text = jnp.ones((1, 384), jnp.int32)
+    assert visited(one_text, 384) == whole
+    assert visited(packed(128, 128, 128).astype(jnp.int32), 384) == {(0, 0), (1, 1), (2, 2)}
+    assert visited(packed(128, 129, 127).astype(jnp.int32), 384) == {(0, 0), (1, 1), (2, 1), (2, 2)}
+    assert visited(one_text, 384, window=129) == whole - {(2, 0)}
+    assert visited(one_text, 384, window=130) == whole
+    assert visited(one_text, 384, first=(0, 1, 2)) == {(0, 0), (1, 1), (2, 2)}
+
+
+def test_a_table_known_beforehand_gives_the_same():
+    *inputs, _ = draw(256)
+    segment = packed(128, 128)
+    read, fixed = (causal.attention(*inputs, segment, scale=0.3, interpret=True, first=first) for first in ((), (0, 1)))
+    np.testing.assert_array_equal(np.asarray(read), np.asarray(fixed))
+
+
+def test_what_does_not_fit_is_refused():
+    *inputs, _ = draw(256)
+    segment = jnp.ones((1, 256), int)
+    with pytest.raises(ValueError, match="256 tokens of 2 heads are too many"):
+        causal.attention(*inputs, segment, scale=1.0, vmem=2**20)
+    with pytest.raises(ValueError, match="float16"):
+        causal.attention(*(x.astype(jnp.float16) for x in inputs), segment, scale=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="left out: the real TPU compiler; install libtpu")
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x4", "v5p:2x2x1", "v6e:2x4"])
+@pytest.mark.parametrize("shape", ["GEMMA_3_1B", "GEMMA_2_2B"])
+def test_compiles_for_a_tpu_without_partial_sums_in_memory(topology, shape, monkeypatch):
+    monkeypatch.setattr(causal_plan, "BLOCKS", (512, 256, 128))
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }.items():
+        monkeypatch.setenv(name, value)
+    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    on_chip = {"vmem": 2**24} if topology.startswith("v4") else {}
+    function, operands = cases_causal.backward(*getattr(cases_causal, shape), batch=8, **on_chip)
+    placed = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(device)) for x in operands
+    ]
+    compiled = jax.jit(function).lower(*placed).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 20 * 2**20
