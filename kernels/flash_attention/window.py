@@ -147,36 +147,25 @@ def _attend_backward(
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _unshared_blocks(segment_BT: Int[Array, "B T"], plan: Plan) -> Int[Array, "B C"]:
-    """For each query block, how many of the farthest key blocks in its reach share no segment with it."""
-    segment = segment_BT.reshape(segment_BT.shape[0], plan.blocks, plan.rows)
-    low, high = segment.min(axis=-1), segment.max(axis=-1)
-    farthest = jnp.zeros_like(low)
-    for back in range(1, min(plan.reach, plan.blocks - 1) + 1):
-        meet = (low[:, back:] <= high[:, :-back]) & (low[:, :-back] <= high[:, back:])
-        farthest = jnp.where(jnp.pad(meet, ((0, 0), (back, 0))), back, farthest)
-    return plan.reach - farthest
-
-
 def _forward(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array, plan: Plan) -> list[jax.Array]:
     """Context [B, N, T, H] and log-sum-exp [B, N, 1, T], the latter in base 2."""
     batch, heads, length, width = query.shape
     block = (1, 1, plan.rows, width)
     j_heads = plan.heads_per_group
-    own = pl.BlockSpec(block, lambda b, k, i, j, _: (b, k * j_heads + j, i, 0))
+    own = pl.BlockSpec(block, lambda b, k, i, j: (b, k * j_heads + j, i, 0))
     keys = [
-        pl.BlockSpec(block, lambda b, k, i, j, _, back=back: (b, k, jnp.maximum(i - back, 0), 0))
+        pl.BlockSpec(block, lambda b, k, i, j, back=back: (b, k, jnp.maximum(i - back, 0), 0))
         for back in range(plan.reach + 1)
     ]
     return pl.pallas_call(
         functools.partial(_forward_kernel, plan=plan),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=(batch, heads // j_heads, plan.blocks, j_heads),
-            in_specs=[pl.BlockSpec((1, 1, length), lambda b, k, i, j, _: (b, 0, 0)), own, *keys, *keys],
-            out_specs=[own, pl.BlockSpec((1, 1, 1, plan.rows), lambda b, k, i, j, _: (b, k * j_heads + j, 0, i))],
-            scratch_shapes=[pltpu.VMEM((plan.tiles, TILE, (plan.past + 1) * TILE), jnp.float32)],
-        ),
+        grid=(batch, heads // j_heads, plan.blocks, j_heads),
+        in_specs=[pl.BlockSpec((1, 1, length), lambda b, k, i, j: (b, 0, 0)), own, *keys, *keys],
+        out_specs=[own, pl.BlockSpec((1, 1, 1, plan.rows), lambda b, k, i, j: (b, k * j_heads + j, 0, i))],
+        scratch_shapes=[
+            pltpu.SMEM((1,), jnp.int32),
+            pltpu.VMEM((plan.tiles, TILE, (plan.past + 1) * TILE), jnp.float32),
+        ],
         out_shape=[
             jax.ShapeDtypeStruct(query.shape, query.dtype),
             jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
@@ -184,16 +173,17 @@ def _forward(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Ar
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
         name="window_attention_forward",
         interpret=plan.interpret,
-    )(_unshared_blocks(segment, plan), segment[:, None], query, *[key] * len(keys), *[value] * len(keys))
+    )(segment[:, None], query, *[key] * len(keys), *[value] * len(keys))
 
 
-def _forward_kernel(unshared_ref: Ref, segment_ref: Ref, query_ref: Ref, *refs: Ref, plan: Plan) -> None:
+def _forward_kernel(segment_ref: Ref, query_ref: Ref, *refs: Ref, plan: Plan) -> None:
     key_refs, value_refs = refs[: plan.reach + 1], refs[plan.reach + 1 : 2 * plan.reach + 2]
-    context_ref, lse_ref, bias_ref = refs[2 * plan.reach + 2 :]
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    context_ref, lse_ref, before_ref, bias_ref = refs[2 * plan.reach + 2 :]
+    i, j = pl.program_id(2), pl.program_id(3)
 
     @pl.when(j == 0)
     def _() -> None:
+        before_ref[0] = _shared_blocks(segment_ref, i, plan)
         later = _iota(0) - _iota(1)
         for tile in range(plan.tiles):
             mine = _as_column(_segment_row(segment_ref, i * plan.tiles + tile))
@@ -217,7 +207,7 @@ def _forward_kernel(unshared_ref: Ref, segment_ref: Ref, query_ref: Ref, *refs: 
         context_ref[0, 0, _span(tile)] = context.astype(context_ref.dtype)
         lse_ref[0, 0, :, _span(tile)] = jnp.broadcast_to(top + jnp.log2(total), (TILE, TILE)).T[:1]
 
-    _each_tile(score, finish, jnp.minimum(i, plan.reach - unshared_ref[b, i]), AHEAD_FORWARD, plan)
+    _each_tile(score, finish, before_ref[0], AHEAD_FORWARD, plan)
 
 
 def _backward(residuals: tuple[jax.Array, ...], dcontext: jax.Array, plan: Plan) -> list[jax.Array]:
@@ -232,36 +222,31 @@ def _backward(residuals: tuple[jax.Array, ...], dcontext: jax.Array, plan: Plan)
     def own_head(k: Any, i: Any, j: Any) -> Any:
         return k * j_heads + jnp.where(i > last, j_heads - 1, j)
 
-    own = pl.BlockSpec(block, lambda b, k, i, j, _: (b, own_head(k, i, j), jnp.minimum(i, last), 0))
+    own = pl.BlockSpec(block, lambda b, k, i, j: (b, own_head(k, i, j), jnp.minimum(i, last), 0))
     own_row = pl.BlockSpec(
-        (1, 1, 1, plan.rows), lambda b, k, i, j, _: (b, own_head(k, i, j), 0, jnp.minimum(i, last))
+        (1, 1, 1, plan.rows), lambda b, k, i, j: (b, own_head(k, i, j), 0, jnp.minimum(i, last))
     )
     keys = [
-        pl.BlockSpec(block, lambda b, k, i, j, _, back=back: (b, k, jnp.maximum(jnp.minimum(i, last) - back, 0), 0))
+        pl.BlockSpec(block, lambda b, k, i, j, back=back: (b, k, jnp.maximum(jnp.minimum(i, last) - back, 0), 0))
         for back in range(plan.reach + 1)
     ]
-    done = pl.BlockSpec(block, lambda b, k, i, j, _: (b, k, jnp.maximum(i - plan.reach, 0), 0))
+    done = pl.BlockSpec(block, lambda b, k, i, j: (b, k, jnp.maximum(i - plan.reach, 0), 0))
     sums = pltpu.VMEM((plan.reach + 1, plan.rows, width), jnp.float32)
     return pl.pallas_call(
         functools.partial(_backward_kernel, plan=plan),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=(batch, heads // j_heads, plan.blocks + plan.reach, j_heads),
-            in_specs=[
-                pl.BlockSpec((1, 1, length), lambda b, k, i, j, _: (b, 0, 0)),
-                *(own, own, own_row),
-                *keys,
-                *keys,
-            ],
-            out_specs=[own, done, done],
-            scratch_shapes=[pltpu.VMEM((plan.tiles, (plan.past + 1) * TILE, TILE), jnp.float32), sums, sums],
-        ),
+        grid=(batch, heads // j_heads, plan.blocks + plan.reach, j_heads),
+        in_specs=[pl.BlockSpec((1, 1, length), lambda b, k, i, j: (b, 0, 0)), own, own, own_row, *keys, *keys],
+        out_specs=[own, done, done],
+        scratch_shapes=[
+            pltpu.SMEM((1,), jnp.int32),
+            pltpu.VMEM((plan.tiles, (plan.past + 1) * TILE, TILE), jnp.float32),
+            *(sums, sums),
+        ],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query, key, value)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
         name="window_attention_backward",
         interpret=plan.interpret,
     )(
-        _unshared_blocks(segment, plan),
         segment[:, None],
         *(query, dcontext, lse),
         *[key] * len(keys),
@@ -270,17 +255,18 @@ def _backward(residuals: tuple[jax.Array, ...], dcontext: jax.Array, plan: Plan)
 
 
 def _backward_kernel(
-    unshared_ref: Ref, segment_ref: Ref, query_ref: Ref, dcontext_ref: Ref, lse_ref: Ref, *refs: Ref, plan: Plan
+    segment_ref: Ref, query_ref: Ref, dcontext_ref: Ref, lse_ref: Ref, *refs: Ref, plan: Plan
 ) -> None:
     key_refs, value_refs = refs[: plan.reach + 1], refs[plan.reach + 1 : 2 * plan.reach + 2]
-    dquery_ref, dkey_ref, dvalue_ref, bias_ref, dkey_sum_ref, dvalue_sum_ref = refs[2 * plan.reach + 2 :]
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    dquery_ref, dkey_ref, dvalue_ref, before_ref, bias_ref, dkey_sum_ref, dvalue_sum_ref = refs[2 * plan.reach + 2 :]
+    i, j = pl.program_id(2), pl.program_id(3)
 
     @pl.when((j == 0) & (i < plan.blocks))
     def _() -> None:
         slot = jax.lax.rem(i, plan.reach + 1)
         for sum_ref in (dkey_sum_ref, dvalue_sum_ref):
             sum_ref[slot] = jnp.zeros(sum_ref.shape[1:], jnp.float32)
+        before_ref[0] = _shared_blocks(segment_ref, i, plan)
         later = _iota(1) - _iota(0)
         for other in range(-plan.past, plan.tiles):
             theirs = _as_column(_segment_row(segment_ref, i * plan.tiles + other))
@@ -318,14 +304,28 @@ def _backward_kernel(
         dquery = _dot(dscore, _rows(key_refs, first, tile, plan), (0, 0)) * plan.scale
         dquery_ref[0, 0, _span(tile)] = dquery.astype(dquery_ref.dtype)
 
-    before = jnp.minimum(i, plan.reach - unshared_ref[b, jnp.minimum(i, plan.blocks - 1)])
-    pl.when(i < plan.blocks)(lambda: _each_tile(products, finish, before, AHEAD_BACKWARD, plan))
+    pl.when(i < plan.blocks)(lambda: _each_tile(products, finish, before_ref[0], AHEAD_BACKWARD, plan))
 
     @pl.when((j == plan.heads_per_group - 1) & (i >= plan.reach))
     def _() -> None:
         slot = jax.lax.rem(i + 1, plan.reach + 1)
         dkey_ref[0, 0] = (dkey_sum_ref[slot] * plan.scale).astype(dkey_ref.dtype)
         dvalue_ref[0, 0] = dvalue_sum_ref[slot].astype(dvalue_ref.dtype)
+
+
+def _shared_blocks(segment_ref: Ref, i: jax.Array, plan: Plan) -> jax.Array:
+    """How many blocks back the farthest keys are whose segments overlap those of query block i, within its reach."""
+
+    def ends(block: jax.Array) -> tuple[jax.Array, jax.Array]:
+        segment = segment_ref[0, :, pl.ds(pl.multiple_of(block * plan.rows, TILE), plan.rows)].astype(jnp.float32)
+        return segment.min(), segment.max()  # rounding keeps the order, so no overlap is missed
+
+    low, high = ends(i)
+    farthest = jnp.int32(0)
+    for back in range(1, plan.reach + 1):
+        their_low, their_high = ends(jnp.maximum(i - back, 0))
+        farthest = jnp.where((i >= back) & (their_low <= high) & (low <= their_high), back, farthest)
+    return farthest
 
 
 def _each_tile(start: Any, finish: Any, before: jax.Array, ahead: int, plan: Plan) -> None:
