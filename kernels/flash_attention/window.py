@@ -36,7 +36,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 TILE = 128
-BLOCK_TILES = 4
+BLOCK_TILES = 4  # of bfloat16; half as many of float32 take the same memory
 MOST_PAST_TILES = 8  # what fits the 16 MiB of VMEM that every TPU has: windows to 1,025 keys, or texts to 1,152
 WIDEST_HEAD = 256
 MASKED = -1e30
@@ -96,7 +96,8 @@ def attention(
         raise ValueError(f"dtypes differ: {query_BTNH.dtype}, {key_BTKH.dtype} and {value_BTKH.dtype}")
     padding = -length % TILE
     total = (length + padding) // TILE
-    tiles = max(size for size in range(1, BLOCK_TILES + 1) if total % size == 0)
+    most = BLOCK_TILES * 2 // max(query_BTNH.dtype.itemsize, 2)
+    tiles = max(size for size in range(1, most + 1) if total % size == 0)
     past = _past_tiles(length, window)
     plan = Plan(
         scale=scale,
@@ -147,7 +148,7 @@ def _attend_backward(
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _forward(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array, plan: Plan) -> list[jax.Array]:
+def _forward(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array, plan: Plan) -> Sequence[jax.Array]:
     """Context [B, N, T, H] and log-sum-exp [B, N, 1, T], the latter in base 2."""
     batch, heads, length, width = query.shape
     block = (1, 1, plan.rows, width)
@@ -210,7 +211,7 @@ def _forward_kernel(segment_ref: Ref, query_ref: Ref, *refs: Ref, plan: Plan) ->
     _each_tile(score, finish, before_ref[0], AHEAD_FORWARD, plan)
 
 
-def _backward(residuals: tuple[jax.Array, ...], dcontext: jax.Array, plan: Plan) -> list[jax.Array]:
+def _backward(residuals: tuple[jax.Array, ...], dcontext: jax.Array, plan: Plan) -> Sequence[jax.Array]:
     """Gradients of query, key and value."""
     query, key, value, segment, lse = residuals
     batch, heads, length, width = query.shape
