@@ -15,12 +15,15 @@ Case = tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]
 
 
 def _context(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array) -> jax.Array:
-    tokens_first = [x.swapaxes(1, 2) for x in (query, key, value)]
-    return window.attention(*tokens_first, segment, scale=256**-0.5, window=512, soft_cap=0.0).swapaxes(1, 2)
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    context = window.attention(query, key, value, segment, scale=256**-0.5, window=512, soft_cap=0.0)
+    return context.swapaxes(1, 2)
 
 
-def _gradients(dcontext: jax.Array, segment: jax.Array, *operands: jax.Array) -> tuple[jax.Array, ...]:
-    context, pull = jax.vjp(lambda *operands: _context(*operands, segment), *operands)
+def _gradients(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array, dcontext: jax.Array
+) -> tuple[jax.Array, ...]:
+    context, pull = jax.vjp(lambda query, key, value: _context(query, key, value, segment), query, key, value)
     return context, *pull(dcontext)
 
 
@@ -39,7 +42,7 @@ def forward(batch: int = 1) -> Case:
 
 def forward_and_backward(batch: int = 1) -> Case:
     query, key, segment = _operands(batch)
-    return _gradients, (query, segment, query, key, key)
+    return _gradients, (query, key, key, segment, query)
 
 
 CASES: dict[str, Callable[[], Case]] = {"window_fwd": forward, "window_fwd_bwd": forward_and_backward}

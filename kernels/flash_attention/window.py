@@ -142,7 +142,8 @@ def _attend_forward(
 def _attend_backward(
     plan: Plan, residuals: tuple[jax.Array, ...], dcontext: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    return (*_backward(residuals, dcontext, plan), None)
+    dquery, dkey, dvalue = _backward(residuals, dcontext, plan)
+    return dquery, dkey, dvalue, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -224,9 +225,7 @@ def _backward(residuals: tuple[jax.Array, ...], dcontext: jax.Array, plan: Plan)
         return k * j_heads + jnp.where(i > last, j_heads - 1, j)
 
     own = pl.BlockSpec(block, lambda b, k, i, j: (b, own_head(k, i, j), jnp.minimum(i, last), 0))
-    own_row = pl.BlockSpec(
-        (1, 1, 1, plan.rows), lambda b, k, i, j: (b, own_head(k, i, j), 0, jnp.minimum(i, last))
-    )
+    own_row = pl.BlockSpec((1, 1, 1, plan.rows), lambda b, k, i, j: (b, own_head(k, i, j), 0, jnp.minimum(i, last)))
     keys = [
         pl.BlockSpec(block, lambda b, k, i, j, back=back: (b, k, jnp.maximum(jnp.minimum(i, last) - back, 0), 0))
         for back in range(plan.reach + 1)
@@ -255,9 +254,7 @@ def _backward(residuals: tuple[jax.Array, ...], dcontext: jax.Array, plan: Plan)
     )
 
 
-def _backward_kernel(
-    segment_ref: Ref, query_ref: Ref, dcontext_ref: Ref, lse_ref: Ref, *refs: Ref, plan: Plan
-) -> None:
+def _backward_kernel(segment_ref: Ref, query_ref: Ref, dcontext_ref: Ref, lse_ref: Ref, *refs: Ref, plan: Plan) -> None:
     key_refs, value_refs = refs[: plan.reach + 1], refs[plan.reach + 1 : 2 * plan.reach + 2]
     dquery_ref, dkey_ref, dvalue_ref, before_ref, bias_ref, dkey_sum_ref, dvalue_sum_ref = refs[2 * plan.reach + 2 :]
     i, j = pl.program_id(2), pl.program_id(3)

@@ -27,9 +27,7 @@ def runs(length, *lengths_and_ids):
 
 def both(query, key, value, dcontext, segment, **settings):
     """Context and the three gradients by the kernel, and by the reference in float32."""
-    found, pull = jax.vjp(
-        lambda *x: window.attention(*x, segment, **settings, interpret=STRICT), query, key, value
-    )
+    found, pull = jax.vjp(lambda *x: window.attention(*x, segment, **settings, interpret=STRICT), query, key, value)
     exact, pull_exact = jax.vjp(
         lambda *x: reference.attention(*x, segment, **settings), *(x.astype(jnp.float32) for x in (query, key, value))
     )
@@ -60,7 +58,7 @@ SEGMENTS = {
         (127, 500, 0.0, 2, 2, "padded"),
     ],
 )
-def test_one_tile(capfd, length, window, soft_cap, heads, groups, segments):
+def test_one_tile(capfd, *, length, window, soft_cap, heads, groups, segments):
     arrays = operands(length, heads, groups)
     expect_equal(arrays, SEGMENTS[segments](length), capfd, scale=0.2, window=window, soft_cap=soft_cap)
 
@@ -71,27 +69,23 @@ def test_one_tile(capfd, length, window, soft_cap, heads, groups, segments):
     ("length", "window", "soft_cap", "heads", "groups", "segments"),
     [
         (257, 0, 0.0, 2, 1, "one"),
-        (600, 129, 0.0, 1, 1, "many"),
-        (600, 130, 3.0, 2, 1, "one"),
-        (700, 600, 0.0, 1, 1, "padded"),
-        (700, 700, 0.0, 1, 1, "returning"),
         (512, 511, 0.0, 4, 1, "many"),
-        (512, 1, 0.0, 1, 1, "one"),
-        (1000, 384, 0.0, 2, 2, "many"),
-        (512, 4096, 2.0, 1, 1, "empty"),
+        (257, 1, 2.0, 1, 1, "empty"),
+        (600, 130, 3.0, 2, 1, "one"),
+        (700, 600, 0.0, 1, 1, "returning"),
+        (1000, 384, 0.0, 2, 2, "padded"),
     ],
 )
-def test_many_tiles(capfd, length, window, soft_cap, heads, groups, segments):
+def test_many_tiles(capfd, *, length, window, soft_cap, heads, groups, segments):
     arrays = operands(length, heads, groups)
     expect_equal(arrays, SEGMENTS[segments](length), capfd, scale=0.2, window=window, soft_cap=soft_cap)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("window", "soft_cap", "width"), [(512, 0.0, 64), (200, 4.0, 128)])
-def test_bfloat16(capfd, window, soft_cap, width):
-    arrays = operands(1024, 2, 1, width=width, dtype="bfloat16")
+def test_bfloat16(capfd):
+    arrays = operands(1024, 2, 1, width=128, dtype="bfloat16")
     # Weights and score gradients are rounded to bfloat16 before a product over up to 512 keys: errors add up.
-    expect_equal(arrays, SEGMENTS["many"](1024), capfd, slack=2.0, scale=0.1, window=window, soft_cap=soft_cap)
+    expect_equal(arrays, SEGMENTS["many"](1024), capfd, slack=2.0, scale=0.1, window=512, soft_cap=4.0)
 
 
 @pytest.mark.slow
@@ -103,7 +97,7 @@ def test_rows_of_a_batch_do_not_mix(capfd):
 
 @pytest.mark.slow
 def test_keys_of_another_segment_are_not_read():
-    """Blocks that share no segment are skipped, not only masked: NaN in them, which a mask lets through, stays there."""
+    """Blocks that share no segment are skipped: NaN in them, which a mask alone would let through, stays there."""
     query, key, value, _ = operands(512, 1, 1)
     segment = runs(512, (256, 1), (1, 2))
     poisoned = value.at[:, :256].set(jnp.nan)
@@ -140,31 +134,30 @@ def compiled(chip, function, shapes, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+@pytest.mark.parametrize("chip", ["v4", "v5p", "v6e"])  # v5e is below, with its memory
 def test_compiles_for_gemma_3_1b(chip, monkeypatch):
     compiled(chip, *cases_window.forward_and_backward(), monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chip", ["v4", "v5e"])
 @pytest.mark.parametrize(
-    ("length", "heads", "groups", "width", "window", "soft_cap", "dtype"),
+    ("chip", "length", "heads", "groups", "width", "span", "soft_cap", "dtype"),
     [
-        (1024, 8, 4, 256, 4096, 50.0, "bfloat16"),  # Gemma 2 2B, a text shorter than its window
-        (2048, 8, 4, 256, 1024, 0.0, "bfloat16"),  # Gemma 3 4B
-        (1000, 4, 2, 128, 512, 0.0, "float32"),
-        (640, 2, 1, 64, 300, 0.0, "bfloat16"),
+        ("v6e", 1024, 8, 4, 256, 4096, 50.0, "bfloat16"),  # Gemma 2 2B, a text shorter than its window
+        ("v4", 2048, 8, 4, 256, 1024, 0.0, "bfloat16"),  # Gemma 3 4B, where VMEM is smallest
+        ("v5e", 1000, 4, 1, 256, 512, 0.0, "float32"),
+        ("v5p", 640, 2, 1, 64, 300, 0.0, "bfloat16"),
     ],
 )
-def test_compiles(chip, length, heads, groups, width, window, soft_cap, dtype, monkeypatch):
+def test_compiles(*, chip, length, heads, groups, width, span, soft_cap, dtype, monkeypatch):
     query, key = (jax.ShapeDtypeStruct((1, length, n, width), dtype) for n in (heads, groups))
     segment = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    settings = {"scale": 0.0625, "window": window, "soft_cap": soft_cap}
+    settings = {"scale": 0.0625, "window": span, "soft_cap": soft_cap}
 
     def gradients(query, key, value, segment):
-        return jax.grad(
-            lambda *x: cases_window.window.attention(*x, segment, **settings).sum(dtype=jnp.float32), argnums=(0, 1, 2)
-        )(query, key, value)
+        return jax.grad(lambda *x: window.attention(*x, segment, **settings).sum(dtype=jnp.float32), argnums=(0, 1, 2))(
+            query, key, value
+        )
 
     compiled(chip, gradients, (query, key, key, segment), monkeypatch)
 
