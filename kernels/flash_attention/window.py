@@ -19,9 +19,6 @@ values is fetched once for all of them.  A block is up to 4 tiles; R = `reach` b
 
 The backward pass holds whole rows of weights, so it needs neither the context nor partial sums in HBM: the row sum of
 weight * gradient is taken where it is used.  Scores stand keys first there, and per-query numbers are then plain rows.
-
-In a block, the matrix products of the next tiles are written before the softmax of this one: the compiler overlaps
-them only in that order.
 """
 
 import functools
@@ -36,12 +33,14 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 TILE = 128
-BLOCK_TILES = 4  # of bfloat16; half as many of float32 take the same memory
+BLOCK_TILES = 4
 MOST_PAST_TILES = 8  # what fits the 16 MiB of VMEM that every TPU has: windows to 1,025 keys, or texts to 1,152
 WIDEST_HEAD = 256
 MASKED = -1e30
 LOG2_E = math.log2(math.e)
-AHEAD_FORWARD = 2
+AHEAD_FORWARD = (
+    2  # tiles whose products are written before this one's softmax: only then does the compiler overlap them
+)
 AHEAD_BACKWARD = 1
 
 Ref = Any
@@ -88,17 +87,18 @@ def attention(
     """Context of every position, as `reference.attention`, with gradients to query, key and value."""
     length, heads, width = query_BTNH.shape[1:]
     if not supports(length, width, window):
-        raise ValueError(
-            f"the window kernel takes windows to {MOST_PAST_TILES * TILE + 1} keys and heads of 64, 128, 192 or 256: "
-            f"{window=} {length=} {width=}"
-        )
+        most = MOST_PAST_TILES * TILE + 1
+        raise ValueError(f"windows are at most {most} keys, heads 64, 128, 192 or 256: {window=} {length=} {width=}")
     if not query_BTNH.dtype == key_BTKH.dtype == value_BTKH.dtype:
         raise ValueError(f"dtypes differ: {query_BTNH.dtype}, {key_BTKH.dtype} and {value_BTKH.dtype}")
     padding = -length % TILE
     total = (length + padding) // TILE
-    most = BLOCK_TILES * 2 // max(query_BTNH.dtype.itemsize, 2)
-    tiles = max(size for size in range(1, most + 1) if total % size == 0)
     past = _past_tiles(length, window)
+    if query_BTNH.dtype.itemsize <= 2:
+        most = BLOCK_TILES
+    else:  # twice the memory, and 16 MiB must do
+        most = 2 if past <= MOST_PAST_TILES // 2 else 1
+    tiles = max(size for size in range(1, most + 1) if total % size == 0)
     plan = Plan(
         scale=scale,
         window=window or length + padding,
