@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Float, Int
 
+from thinkfirst.kernels import placement
 from thinkfirst.kernels.decode_attention import plans, reference, tpu
 
 Backend = Literal["auto", "reference", "tpu", "tpu_interpret"]
@@ -85,7 +86,7 @@ def _check(query_BNH: jax.Array, kv_heads: int, window: int, soft_cap: float) ->
 
 def _chosen(backend: Backend, problem: str) -> Any:
     """How to run the kernel (`interpret` of pallas_call), or None for the reference."""
-    if backend == "reference" or (backend == "auto" and (problem or jax.default_backend() != "tpu")):
+    if backend == "reference" or (backend == "auto" and (problem or not placement.kernels_run())):
         return None
     if problem:
         raise ValueError(f"the kernel cannot take {problem}")

@@ -6,6 +6,7 @@ import jax
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, Key
 
+from thinkfirst.kernels import placement
 from thinkfirst.kernels.sample import noise, reference, tpu
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
 
@@ -30,7 +31,7 @@ def sample(
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     on_tpu = jax.default_backend() == "tpu"
     if backend == "auto":
-        backend = "tpu" if on_tpu and not unsupported(hidden_BD, table_VD, key_B) else "reference"
+        backend = "tpu" if placement.kernels_run() and not unsupported(hidden_BD, table_VD, key_B) else "reference"
     if backend == "reference":
         if axis_name:
             raise ValueError(f"the reference needs the whole vocabulary, not a share of it over {axis_name!r}")

@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float, Int
 
+from thinkfirst.kernels import placement
 from thinkfirst.kernels.token_logprob import chunked, reference, streamed, tpu
 
 CHUNK_ELEMENTS = 2**25  # float32 logits that the reference has alive at a time: 128 MiB
@@ -70,7 +71,7 @@ def _resolve(backend: Backend, width: int, num_words: int, *, sharded: bool) -> 
     """AUTO takes the kernel on a TPU, else the sweep for a large vocabulary; a backend asked for by name must run."""
     reason = tpu.unsupported(width, num_words)
     if backend == "auto":
-        if jax.default_backend() == "tpu" and not reason:
+        if placement.kernels_run() and not reason:
             return "tpu"
         return "chunked" if sharded or num_words >= STREAMED_WORDS else "reference"
     if backend == "reference" and sharded:

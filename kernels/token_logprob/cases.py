@@ -22,9 +22,7 @@ def _operands(length: int, size: int, width: int) -> tuple[jax.ShapeDtypeStruct,
 
 
 def _plan(soft_cap: float, *, entropy_gradient: bool = False, truncated: bool = False) -> streamed.Plan:
-    return streamed.Plan(
-        sweep=tpu.sweep, soft_cap=soft_cap, truncated=truncated, entropy_gradient=entropy_gradient
-    )
+    return streamed.Plan(sweep=tpu.sweep, soft_cap=soft_cap, truncated=truncated, entropy_gradient=entropy_gradient)
 
 
 def forward(soft_cap: float, length: int, size: int, width: int) -> Case:

@@ -185,9 +185,7 @@ def _own_rows(
     return carry if plan.axis_name is None else jax.lax.psum(carry, plan.axis_name)
 
 
-def _gathered(
-    plan: Plan, operands: Operands, begin: Any, size: int
-) -> tuple[Float[Array, "_"], Float[Array, "_ D"]]:
+def _gathered(plan: Plan, operands: Operands, begin: Any, size: int) -> tuple[Float[Array, "_"], Float[Array, "_ D"]]:
     """(z_y, c_y W_y) of `size` tokens; zero where another shard has the token's row."""
     hidden_TD = jax.lax.dynamic_slice_in_dim(operands.hidden_TD, begin, size)
     token_T = jax.lax.dynamic_slice_in_dim(operands.token_T, begin, size)

@@ -133,9 +133,7 @@ def _kernel(
         for ref in carried[1:]:
             ref[...] = jnp.zeros_like(ref)
 
-    absorb = functools.partial(
-        _absorb, scale_ref[0], hidden_ref, table_ref, least_ref, carried, soft_cap=soft_cap
-    )
+    absorb = functools.partial(_absorb, scale_ref[0], hidden_ref, table_ref, least_ref, carried, soft_cap=soft_cap)
 
     def whole_block() -> None:
         for begin in range(0, table_ref.shape[0], sub_block):

@@ -44,3 +44,18 @@ def test_uneven_heads_are_refused():
     x = jnp.ones((1, 2, 3, 4))
     with pytest.raises(ValueError, match="3 query heads cannot share 2"):
         api.attention(x, x[:, :, :2], x[:, :, :2], jnp.ones((1, 2), int), scale=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [0, 5, 200])
+def test_a_kernel_asked_for_by_name_is_the_reference(window):
+    query, key, value = (jax.random.normal(jax.random.key(i), (1, 140, 2, 64)) for i in range(3))
+    segment_BT = jnp.ones((1, 140), jnp.int32)
+    settings = {"scale": 0.2, "window": window, "soft_cap": 5.0}
+    expected, found = (
+        api.attention(query, key, value, segment_BT, **settings, backend=backend)
+        for backend in ("reference", "tpu_interpret")
+    )
+    tolerance.assert_close(found, expected)
+    with pytest.raises(ValueError, match="backend tpu needs a TPU; this is cpu"):
+        api.attention(query, key, value, segment_BT, **settings, backend="tpu")

@@ -54,9 +54,7 @@ def exact(arrays, *, soft_cap, entropy_weight=0.0):
             hidden_TD, table_VD, token_T, floor_T, temperature=temperature, soft_cap=soft_cap, chunk=len(token_T)
         )
 
-    wide = arrays._replace(
-        hidden_TD=arrays.hidden_TD.astype(jnp.float32), table_VD=arrays.table_VD.astype(jnp.float32)
-    )
+    wide = arrays._replace(hidden_TD=arrays.hidden_TD.astype(jnp.float32), table_VD=arrays.table_VD.astype(jnp.float32))
     return weighted(logprob, wide, entropy_weight=entropy_weight)
 
 
@@ -68,9 +66,7 @@ def relative(found, expected):
 def check(sweep, arrays, *, soft_cap=0.0, entropy_weight=0.0, entropy_gradient=False):
     truncated = bool(np.isfinite(arrays.floor_T).any())
     plan = streamed.Plan(sweep=sweep, soft_cap=soft_cap, truncated=truncated, entropy_gradient=entropy_gradient)
-    found, gradients = weighted(
-        functools.partial(streamed.token_logprob, plan), arrays, entropy_weight=entropy_weight
-    )
+    found, gradients = weighted(functools.partial(streamed.token_logprob, plan), arrays, entropy_weight=entropy_weight)
     expected, exact_gradients = exact(arrays, soft_cap=soft_cap, entropy_weight=entropy_weight)
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4)
@@ -141,9 +137,7 @@ def test_the_combine_over_shards(shards, soft_cap, floor):
 
 def sharded(sweep, shards, *, soft_cap, floor):
     arrays = operands(24, 2048, floor=floor)
-    plan = streamed.Plan(
-        sweep=sweep, soft_cap=soft_cap, truncated=True, entropy_gradient=True, axis_name="tensor"
-    )
+    plan = streamed.Plan(sweep=sweep, soft_cap=soft_cap, truncated=True, entropy_gradient=True, axis_name="tensor")
     mesh = Mesh(np.array(jax.devices()[:shards]), ("tensor",))
 
     def total(hidden_TD):

@@ -1,0 +1,34 @@
+"""A kernel is taken only where XLA has nothing to partition."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from thinkfirst.core import mesh
+from thinkfirst.kernels import placement
+
+
+def test_whole_operands_are_seen_inside_a_map_over_every_axis(monkeypatch):
+    grid = mesh.make(mesh.MeshConfig(data=2, fsdp=2, tensor=2))
+    seen = []
+
+    def look(x):
+        seen.append(placement.whole())
+        return x
+
+    rows = PartitionSpec(mesh.BATCH_AXES)
+    settings = {"mesh": grid, "in_specs": rows, "out_specs": rows, "check_vma": False}
+    jax.jit(look)(jnp.ones(8))
+    jax.jit(jax.shard_map(look, axis_names=set(mesh.BATCH_AXES), **settings))(jnp.ones(8))
+    jax.jit(jax.shard_map(look, **settings))(jnp.ones(8))
+    assert seen == [False, False, True]
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert placement.whole()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+def test_only_a_tpu_runs_them(backend, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert placement.kernels_run() == (backend == "tpu")
