@@ -63,7 +63,7 @@ def test_one_tile(capfd, *, length, window, soft_cap, heads, groups, segments):
     expect_equal(arrays, SEGMENTS[segments](length), capfd, scale=0.2, window=window, soft_cap=soft_cap)
 
 
-# 257 tokens are 3 tiles and one block; 600 are 5 blocks of one tile; 700 in float32 are 3 blocks of 2.
+# 257 tokens are 3 blocks of one tile, 600 are 5 of one, 512 and 1,000 are 2 and 4 of two: these are float32.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "window", "soft_cap", "heads", "groups", "segments"),
@@ -71,9 +71,8 @@ def test_one_tile(capfd, *, length, window, soft_cap, heads, groups, segments):
         (257, 0, 0.0, 2, 1, "one"),
         (512, 511, 0.0, 4, 1, "many"),
         (257, 1, 2.0, 1, 1, "empty"),
-        (600, 130, 3.0, 2, 1, "one"),
-        (700, 600, 0.0, 1, 1, "returning"),
-        (1000, 384, 0.0, 2, 2, "padded"),
+        (600, 130, 3.0, 2, 1, "returning"),
+        (1000, 384, 0.0, 2, 2, "one"),
     ],
 )
 def test_many_tiles(capfd, *, length, window, soft_cap, heads, groups, segments):
