@@ -1,8 +1,17 @@
-"""Attention of decoding: checks, then the implementation."""
+"""Attention of decoding: checks, then the implementation.
 
+`attention` reads a cache that already holds the new token.  `append_attention` and `grouped` write it as well, into one
+layer of a stack of caches, which they give back: donate or carry the stack, or the compiler copies it.
+"""
+
+from typing import Any, Literal
+
+import jax
 from jaxtyping import Array, Float, Int
 
-from thinkfirst.kernels.decode_attention import reference
+from thinkfirst.kernels.decode_attention import plans, reference, tpu
+
+Backend = Literal["auto", "reference", "tpu", "tpu_interpret"]
 
 
 def attention(
@@ -16,11 +25,70 @@ def attention(
     soft_cap: float = 0.0,
 ) -> Float[Array, "B N H"]:
     """One token per row against a ring cache that already holds it at slot `position % S`."""
-    heads, groups = query_BNH.shape[1], key_BSKH.shape[2]
-    if heads % groups:
-        raise ValueError(f"{heads} query heads cannot share {groups} key/value heads evenly")
-    if window < 0 or soft_cap < 0:
-        raise ValueError(f"window and soft_cap must not be negative: {window=} {soft_cap=}")
+    _check(query_BNH, key_BSKH.shape[2], window, soft_cap)
     return reference.attention(
         query_BNH, key_BSKH, value_BSKH, position_B, scale=scale, window=window, soft_cap=soft_cap
     )
+
+
+def append_attention(
+    query_BNH: Float[Array, "B N H"],
+    new: tuple[Float[Array, "B K H"], Float[Array, "B K H"]],
+    ring: reference.Pair,
+    layer: Int[Array, ""],
+    position_B: Int[Array, "B"],
+    *,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    backend: Backend = "auto",
+) -> tuple[Float[Array, "B N H"], reference.Pair]:
+    """One token per row, its (key, value) in `new`, against its ring in one layer: context, and rings that hold it."""
+    _check(query_BNH, ring[0].shape[3], window, soft_cap)
+    settings: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap}
+    interpret = _chosen(backend, plans.problem(query_BNH, ring[0], 0))
+    if interpret is None:
+        return reference.append_attention(query_BNH, new, ring, layer, position_B, **settings)
+    return tpu.append_attention(query_BNH, new, ring, layer, position_B, interpret=interpret, **settings)
+
+
+def grouped(
+    query_BNH: Float[Array, "B N H"],
+    new: tuple[Float[Array, "B K H"], Float[Array, "B K H"]],
+    own: reference.Pair,
+    layer: Int[Array, ""],
+    position_B: Int[Array, "B"],
+    *,
+    prompt: tuple[Float[Array, "L P T K H"], Float[Array, "L P T K H"]],
+    length_P: Int[Array, "P"],
+    scale: float,
+    soft_cap: float = 0.0,
+    backend: Backend = "auto",
+) -> tuple[Float[Array, "B N H"], reference.Pair]:
+    """One token per row against its group's prompt and its own tokens, whose first one is at `position_B` 0."""
+    _check(query_BNH, own[0].shape[3], 0, soft_cap)
+    if query_BNH.shape[0] % prompt[0].shape[1]:
+        raise ValueError(f"{query_BNH.shape[0]} rows cannot share {prompt[0].shape[1]} prompts evenly")
+    settings: dict[str, Any] = {"prompt": prompt, "length_P": length_P, "scale": scale, "soft_cap": soft_cap}
+    interpret = _chosen(backend, plans.problem(query_BNH, own[0], prompt[0].shape[2]))
+    if interpret is None:
+        return reference.grouped(query_BNH, new, own, layer, position_B, **settings)
+    return tpu.grouped(query_BNH, new, own, layer, position_B, interpret=interpret, **settings)
+
+
+def _check(query_BNH: jax.Array, kv_heads: int, window: int, soft_cap: float) -> None:
+    if query_BNH.shape[1] % kv_heads:
+        raise ValueError(f"{query_BNH.shape[1]} query heads cannot share {kv_heads} key/value heads evenly")
+    if window < 0 or soft_cap < 0:
+        raise ValueError(f"window and soft_cap must not be negative: {window=} {soft_cap=}")
+
+
+def _chosen(backend: Backend, problem: str) -> Any:
+    """How to run the kernel (`interpret` of pallas_call), or None for the reference."""
+    if backend == "reference" or (backend == "auto" and (problem or jax.default_backend() != "tpu")):
+        return None
+    if problem:
+        raise ValueError(f"the kernel cannot take {problem}")
+    if backend == "tpu" and jax.default_backend() != "tpu":
+        raise ValueError(f"backend tpu needs a TPU; this is {jax.default_backend()}")
+    return tpu.INTERPRET if backend == "tpu_interpret" else False

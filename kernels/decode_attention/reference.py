@@ -4,6 +4,7 @@ Slot s of a ring of S slots holds position p with p mod S = s.  When the row's n
 slot s therefore holds position q - ((q - s) mod S); a negative result means "never written".
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -45,3 +46,83 @@ def attention(
     weight = weight / weight.sum(axis=-1, keepdims=True)
     context = jnp.einsum("BKJS,BSKH->BKJH", weight.astype(value_BSKH.dtype), value_BSKH)
     return context.reshape(query_BNH.shape)
+
+
+Pair = tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]]
+
+
+def written(
+    new: tuple[Float[Array, "B K H"], Float[Array, "B K H"]],
+    stacks: Pair,
+    layer: Int[Array, ""],
+    position_B: Int[Array, "B"],
+) -> Pair:
+    """The stacked caches with each row's new key and value at its position's slot of one layer."""
+    row_B, slot_B = jnp.arange(position_B.shape[0]), jnp.mod(position_B, stacks[0].shape[2])
+    key_LBSKH, value_LBSKH = (stack.at[layer, row_B, slot_B].set(x) for stack, x in zip(stacks, new, strict=True))
+    return key_LBSKH, value_LBSKH
+
+
+def append_attention(
+    query_BNH: Float[Array, "B N H"],
+    new: tuple[Float[Array, "B K H"], Float[Array, "B K H"]],
+    ring: Pair,
+    layer: Int[Array, ""],
+    position_B: Int[Array, "B"],
+    *,
+    scale: float,
+    window: int,
+    soft_cap: float,
+) -> tuple[Float[Array, "B N H"], Pair]:
+    """Context of each row's new token, written to its ring in one layer of a stack first, and the rings."""
+    ring = written(new, ring, layer, position_B)
+    key_BSKH, value_BSKH = (jax.lax.dynamic_index_in_dim(stack, layer, axis=0, keepdims=False) for stack in ring)
+    context_BNH = attention(query_BNH, key_BSKH, value_BSKH, position_B, scale=scale, window=window, soft_cap=soft_cap)
+    return context_BNH, ring
+
+
+def grouped(
+    query_BNH: Float[Array, "B N H"],
+    new: tuple[Float[Array, "B K H"], Float[Array, "B K H"]],
+    own: Pair,
+    layer: Int[Array, ""],
+    position_B: Int[Array, "B"],
+    *,
+    prompt: tuple[Float[Array, "L P T K H"], Float[Array, "L P T K H"]],
+    length_P: Int[Array, "P"],
+    scale: float,
+    soft_cap: float,
+) -> tuple[Float[Array, "B N H"], Pair]:
+    """Context of each row's new token over the prompt of its group and the row's own tokens, and the own caches.
+
+    Row p * G + g is sample g of prompt p.  `position_B` counts from the row's first own token, which is position 0.
+    """
+    own = written(new, own, layer, position_B)
+    pick = lambda stack: jax.lax.dynamic_index_in_dim(stack, layer, axis=0, keepdims=False)  # noqa: E731
+    batch, heads, width = query_BNH.shape
+    prompts, tokens, groups = prompt[0].shape[1:4]
+    shape = (prompts, batch // prompts, groups, heads // groups, width)
+    query = query_BNH.reshape(shape)
+    own_key, own_value = (pick(stack).reshape(*shape[:2], *stack.shape[2:]) for stack in own)
+    prompt_key, prompt_value = (pick(stack) for stack in prompt)
+    accurate = {"preferred_element_type": jnp.float32}
+    of_prompt = jnp.einsum("PGKJH,PTKH->PGKJT", query, prompt_key, **accurate)
+    of_own = jnp.einsum("PGKJH,PGSKH->PGKJS", query, own_key, **accurate)
+    score = jnp.concatenate([of_prompt, of_own], axis=-1) * scale
+    if soft_cap:
+        score = soft_cap * jnp.tanh(score / soft_cap)
+    in_prompt_PT = jnp.arange(tokens)[None, :] < length_P[:, None]
+    in_own_BS = visible(position_B, own[0].shape[2], 0)
+    seen = jnp.concatenate(
+        [
+            jnp.broadcast_to(in_prompt_PT[:, None], (*shape[:2], tokens)),
+            in_own_BS.reshape(*shape[:2], -1),
+        ],
+        axis=-1,
+    )
+    score = jnp.where(seen[:, :, None, None, :], score, MASKED)
+    weight = jnp.exp(score - score.max(axis=-1, keepdims=True))
+    weight = (weight / weight.sum(axis=-1, keepdims=True)).astype(own_value.dtype)
+    context = jnp.einsum("PGKJT,PTKH->PGKJH", weight[..., :tokens], prompt_value, **accurate)
+    context += jnp.einsum("PGKJS,PGSKH->PGKJH", weight[..., tokens:], own_value, **accurate)
+    return context.astype(query_BNH.dtype).reshape(query_BNH.shape), own

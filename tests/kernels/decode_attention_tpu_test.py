@@ -1,0 +1,228 @@
+"""The TPU kernel of decoding: equal to the reference in interpret mode, and accepted by the real compiler."""
+
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tolerance
+from thinkfirst.kernels.decode_attention import api, cases, plans, reference, tpu
+
+POISON = 1e4  # in every layer but the one that is used
+
+
+def _stack(rng, dtype, *shape, layers=2, layer=1):
+    """Random values in one layer, poison in the others."""
+    values = np.full((layers, *shape), POISON, np.float32)
+    values[layer] = rng.normal(size=shape)
+    return jnp.asarray(values, dtype)
+
+
+def _operands(dtype, *shape):
+    batch, heads, kv_heads, width, slots = shape
+    rng = np.random.default_rng(0)
+    array = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+    new = (array(batch, kv_heads, width), array(batch, kv_heads, width))
+    cache = tuple(_stack(rng, dtype, batch, slots, kv_heads, width) for _ in range(2))
+    return array(batch, heads, width), new, cache, jnp.int32(1)
+
+
+def _float32(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def _assert_same(actual, expected, capfd):
+    """Context close to the float32 reference's; caches equal bit for bit; no race printed."""
+    tolerance.assert_close(actual[0], expected[0])
+    for got, wanted in zip(actual[1], expected[1], strict=True):
+        np.testing.assert_array_equal(_float32(got), wanted)
+    assert "RACE" not in capfd.readouterr().out.upper()
+
+
+def _check_ring(capfd, shape, position, dtype=jnp.float32, **settings):
+    query, new, ring, layer = _operands(dtype, *shape)
+    settings = {"scale": shape[3] ** -0.5, "window": 0, "soft_cap": 0.0, **settings}
+    position_B = jnp.array(position)
+    actual = api.append_attention(query, new, ring, layer, position_B, backend="tpu_interpret", **settings)
+    expected = reference.append_attention(*_float32((query, new, ring)), layer, position_B, **settings)
+    _assert_same(actual, expected, capfd)
+
+
+def test_a_ring_before_and_after_it_wraps(capfd):
+    """Positions at the last slot and far on; 2 query heads share a key."""
+    _check_ring(capfd, (2, 2, 1, 64, 32), [31, 100], window=32, soft_cap=5.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "position", "window", "dtype"),
+    [
+        ((4, 4, 2, 64, 48), [0, 47, 48, 1000], 48, jnp.float32),
+        ((2, 4, 1, 128, 64), [63, 127], 64, jnp.bfloat16),
+        ((2, 2, 2, 64, 64), [1, 512], 7, jnp.float32),  # a window shorter than the ring
+        ((3, 8, 2, 128, 32), [7, 31, 12], 512, jnp.bfloat16),  # longer
+        ((1, 16, 1, 64, 16), [5], 0, jnp.float32),  # more query heads than a tile has sublanes
+    ],
+)
+def test_rings(capfd, shape, position, window, dtype):
+    _check_ring(capfd, shape, position, dtype, window=window)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position", [[0, 15, 16, 40], [95, 2, 200, 95]])
+def test_blocks_beyond_every_rows_length_are_skipped(capfd, monkeypatch, position):
+    """Three blocks of 32 slots, two rows a step: what no row of the two has reached is NaN, and never looked at."""
+    monkeypatch.setattr(plans, "STEP_ROWS", 2)
+    query, new, ring, layer = _operands(jnp.float32, 4, 4, 1, 64, 96)
+    settings = {"scale": 0.2, "window": 0, "soft_cap": 0.0}
+    used = np.repeat(np.minimum(np.max(np.array(position).reshape(2, 2), axis=1), 95) // 32, 2)
+    beyond = (np.arange(96) // 32)[None, :] > used[:, None]
+    unread = tuple(jnp.where(beyond[None, :, :, None, None], jnp.nan, cache) for cache in ring)
+    context, written = tpu.append_attention(
+        query, new, unread, layer, jnp.array(position), block=32, interpret=tpu.INTERPRET, **settings
+    )
+    written = tuple(
+        jnp.where(beyond[None, :, :, None, None], old, cache) for old, cache in zip(ring, written, strict=True)
+    )
+    expected = reference.append_attention(query, new, ring, layer, jnp.array(position), **settings)
+    _assert_same((context, written), expected, capfd)
+
+
+def _check_grouped(capfd, shape, position, length, *, tokens, dtype=jnp.float32, **settings):
+    query, new, own, layer = _operands(dtype, *shape)
+    prompts = len(length)
+    rng = np.random.default_rng(1)
+    prompt = tuple(_stack(rng, dtype, prompts, tokens, shape[2], shape[3]) for _ in range(2))
+    settings = {"length_P": jnp.array(length), "scale": shape[3] ** -0.5, "soft_cap": 0.0, **settings}
+    position_B = jnp.array(position)
+    actual = api.grouped(query, new, own, layer, position_B, prompt=prompt, backend="tpu_interpret", **settings)
+    expected = reference.grouped(*_float32((query, new, own)), layer, position_B, prompt=_float32(prompt), **settings)
+    _assert_same(actual, expected, capfd)
+
+
+@pytest.mark.slow
+def test_two_prompts_shared_by_two_rows_each(capfd):
+    _check_grouped(capfd, (4, 4, 2, 64, 32), [0, 5, 20, 31], [1, 32], tokens=32, soft_cap=5.0)
+
+
+@pytest.mark.slow
+def test_groups_in_parts_and_prompts_in_blocks(capfd, monkeypatch):
+    """Groups of 4 rows in two parts, prompts of three blocks of which one, none and three are in use."""
+    monkeypatch.setattr(plans, "STEP_ROWS", 4)
+    monkeypatch.setattr(plans, "STEP_BYTES", 32 * 64 * 4)
+    shape = (12, 4, 1, 64, 32)
+    _check_grouped(capfd, shape, [0, 5, 20, 31, 1, 2, 3, 4, 30, 15, 16, 17], [20, 0, 96], tokens=96)
+
+
+@pytest.mark.slow
+def test_a_group_of_three_in_bfloat16(capfd):
+    _check_grouped(capfd, (3, 4, 1, 128, 64), [0, 63, 40], [33], tokens=48, dtype=jnp.bfloat16)
+
+
+def test_the_reference_of_a_group_is_attention_over_one_long_cache():
+    """The prompt before each row's own tokens in a cache of its own; rows with prompts of full length."""
+    query, new, own, layer = _operands(jnp.float32, 4, 4, 2, 8, 6)
+    rng = np.random.default_rng(2)
+    prompt = tuple(_stack(rng, jnp.float32, 2, 5, 2, 8) for _ in range(2))
+    position_B, settings = jnp.array([0, 3, 5, 1]), {"scale": 0.3, "soft_cap": 4.0}
+    context, written = api.grouped(
+        query, new, own, layer, position_B, prompt=prompt, length_P=jnp.array([5, 5]), **settings
+    )
+    whole = tuple(jnp.concatenate([jnp.repeat(p, 2, axis=1), o], axis=2) for p, o in zip(prompt, own, strict=True))
+    expected, rings = api.append_attention(query, new, whole, layer, position_B + 5, **settings)
+    tolerance.assert_close(context, expected)
+    np.testing.assert_array_equal(written[0], rings[0][:, :, 5:])
+
+
+def test_bytes_of_a_shared_prompt():
+    """16 x 1,024 slots against 2 x 512 + 16 x 512."""
+    assert cases.BYTES["full_decode"] >= 1.5 * cases.BYTES["full_decode_group"]
+
+
+def test_what_the_kernel_cannot_do_is_refused_by_name():
+    query, new, ring, layer = _operands(jnp.float32, 2, 4, 2, 64, 20)
+    ask = lambda backend: api.append_attention(  # noqa: E731
+        query, new, ring, layer, jnp.array([3, 4]), scale=1.0, backend=backend
+    )
+    with pytest.raises(ValueError, match="20 slots"):
+        ask("tpu_interpret")
+    context, _ = ask("auto")
+    np.testing.assert_array_equal(context, ask("reference")[0])
+    query, new, ring, layer = _operands(jnp.float32, 2, 4, 2, 64, 32)
+    with pytest.raises(ValueError, match="needs a TPU"):
+        ask("tpu")
+    odd = _operands(jnp.float32, 3, 4, 2, 64, 32)[:3]
+    with pytest.raises(ValueError, match="3 rows cannot share 2 prompts"):
+        api.grouped(*odd, jnp.int32(1), jnp.zeros(3, int), prompt=ring, length_P=jnp.ones(2, int), scale=1.0)
+
+
+# The real compiler, with no TPU.
+
+
+@pytest.fixture(params=["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def chip(request):
+    """Puts shapes on a compile-only device."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: nothing is compiled for a TPU")
+    from jax.experimental import topologies
+
+    quiet = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for name, value in {**quiet, "TPU_ACCELERATOR_TYPE": "v5litepod-8"}.items():
+        os.environ.setdefault(name, value)
+    device = topologies.get_topology_desc(platform="tpu", topology_name=request.param).devices[0]
+    layout = jax.sharding.SingleDeviceSharding(device)
+    return lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree)
+
+
+def _compiled(function, operands):
+    return jax.jit(function, donate_argnums=2).lower(*operands).compile()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cases.CASES)
+def test_the_cases_compile(chip, name):
+    function, operands = cases.CASES[name]()
+    assert _compiled(function, chip(operands)).memory_analysis().temp_size_in_bytes < 2**20
+
+
+@pytest.mark.slow
+def test_gemma_2_compiles(chip):
+    """8 query and 4 key/value heads of 256, soft cap, blocks strided over rows, lengths as data."""
+    cache = jax.ShapeDtypeStruct((2, 8, 2048, 4, 256), jnp.bfloat16)
+    prompt = jax.ShapeDtypeStruct((2, 2, 1024, 4, 256), jnp.bfloat16)
+    new = jax.ShapeDtypeStruct((8, 4, 256), jnp.bfloat16)
+    query = jax.ShapeDtypeStruct((8, 8, 256), jnp.bfloat16)
+    number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
+
+    def both(query, new, own, place, shared):
+        (layer, position), (prompt, length) = place, shared
+        settings = {"scale": 1 / 16, "soft_cap": 50.0}
+        context, own = tpu.grouped(query, new, own, layer, position, prompt=prompt, length_P=length, **settings)
+        return tpu.append_attention(context, new, own, layer, position, window=0, **settings)
+
+    operands = (query, (new, new), (cache, cache), (number(), number(8)), ((prompt, prompt), number(2)))
+    _compiled(both, chip(operands))
+
+
+@pytest.mark.slow
+def test_no_layer_is_copied_out_of_the_stack(chip):
+    """Tokens in a loop, layers in a scan, caches carried: less is set aside than one layer of one cache."""
+    layers, rows, slots = 3, 16, 512
+    cache = jax.ShapeDtypeStruct((layers, rows, slots, 1, 256), jnp.bfloat16)
+    new, query = jax.ShapeDtypeStruct((rows, 1, 256), jnp.bfloat16), jax.ShapeDtypeStruct((rows, 4, 256), jnp.bfloat16)
+
+    def decode(query, new, ring, position):
+        def layer(carry, index):
+            query, ring = carry
+            return tpu.append_attention(
+                query, new, ring, index, position, scale=1 / 16, window=slots, soft_cap=0.0
+            ), None
+
+        step = lambda _, carry: jax.lax.scan(layer, carry, jnp.arange(layers))[0]  # noqa: E731
+        return jax.lax.fori_loop(0, 8, step, (query, ring))
+
+    operands = (query, (new, new), (cache, cache), jax.ShapeDtypeStruct((rows,), jnp.int32))
+    assert _compiled(decode, chip(operands)).memory_analysis().temp_size_in_bytes < rows * slots * 256 * 2 / 2
