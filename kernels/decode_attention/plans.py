@@ -79,7 +79,8 @@ def make(
     """Parts of up to STEP_ROWS rows and blocks of up to `block` slots, together up to STEP_BYTES of keys."""
     batch, heads, width = query_BNH.shape
     slots, kv_heads = cache_LBSKH.shape[2:4]
-    rows = math.gcd(batch // groups if tokens else batch, STEP_ROWS)
+    # Smaller parts in a group: its prompt is looked at before the first, while nothing else has to be read.
+    rows = math.gcd(batch // groups, STEP_ROWS // 2) if tokens else math.gcd(batch, STEP_ROWS)
     most = STEP_BYTES // (kv_heads * width * cache_LBSKH.dtype.itemsize)
     while rows > 1 and rows * min(slots, block) > most:
         rows //= 2

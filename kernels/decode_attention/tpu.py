@@ -151,7 +151,7 @@ def _seen(position: jax.Array, block: jax.Array, plan: plans.Plan) -> jax.Array:
 
 
 def _extend_by_own(
-    softmax: _Softmax, step: _Step, position_ref: Any, blocks: tuple[Any, Any], plan: plans.Plan
+    softmax: _Softmax, step: _Step, position_ref: Any, blocks: tuple[Any, ...], plan: plans.Plan
 ) -> None:
     """Every row of the part against a block of its own cache."""
     key_ref, value_ref = blocks
@@ -168,8 +168,9 @@ def _extend_by_own(
         softmax.extend((k, _part(step, plan)), _capped(score, plan), seen, weigh)
 
 
-def _extend_by_prompt(softmax: _Softmax, step: _Step, key_ref: Any, value_ref: Any, plan: plans.Plan) -> None:
+def _extend_by_prompt(softmax: _Softmax, step: _Step, blocks: tuple[Any, ...], plan: plans.Plan) -> None:
     """All rows of the group against a block of the prompt that they share."""
+    key_ref, value_ref = blocks
     shape = (plan.parts * plan.rows * plan.padded, plan.prompt_block)
     token = step.place * plan.prompt_block + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     for k in range(plan.kv_heads):
@@ -214,7 +215,8 @@ def _kernel(
     layer_ref: Any, position_ref: Any, length_ref: Any,
     query_ref: Any, new_key_ref: Any, new_value_ref: Any, key_ref: Any, value_ref: Any, *refs: Any, plan: plans.Plan,
 ) -> None:  # fmt: skip
-    prompt_refs, refs = (refs[:2], refs[2:]) if plan.tokens else ((), refs)
+    num_prompt_refs = 2 if plan.tokens else 0
+    prompt_refs, refs = refs[:num_prompt_refs], refs[num_prompt_refs:]
     context_ref, key_cache_ref, value_cache_ref, key_tile_ref, value_tile_ref, semaphore, *state_refs = refs
     position_ref, length_ref = _numbers(position_ref, length_ref, plan)
     softmax, layer = _Softmax(*state_refs), layer_ref[0]
@@ -232,8 +234,8 @@ def _kernel(
     if plan.tokens:
 
         @pl.when(step.of_prompt)
-        def _() -> None:
-            _extend_by_prompt(softmax, step, *prompt_refs, plan)
+        def look_at_prompt() -> None:
+            _extend_by_prompt(softmax, step, prompt_refs, plan)
 
     @pl.when(step.of_own)
     def _() -> None:

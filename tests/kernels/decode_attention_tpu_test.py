@@ -111,7 +111,7 @@ def test_two_prompts_shared_by_two_rows_each(capfd):
 @pytest.mark.slow
 def test_groups_in_parts_and_prompts_in_blocks(capfd, monkeypatch):
     """Groups of 4 rows in two parts, prompts of three blocks of which one, none and three are in use."""
-    monkeypatch.setattr(plans, "STEP_ROWS", 2)
+    monkeypatch.setattr(plans, "STEP_ROWS", 4)
     monkeypatch.setattr(plans, "STEP_BYTES", 32 * 64 * 4)
     shape = (12, 4, 1, 64, 32)
     _check_grouped(capfd, shape, [0, 5, 20, 31, 1, 2, 3, 4, 30, 15, 16, 17], [20, 0, 96], tokens=96)
