@@ -161,6 +161,27 @@ def test_shares_of_the_vocabulary_draw_the_same_tokens(shards):
 
 
 @SLOW
+def test_shares_of_the_vocabulary_are_truncated_together():
+    hidden_BD, table_VD, key_B = operands(6, 512, 32)
+    mesh = mesh_lib.make(mesh_lib.MeshConfig(data=1, tensor=4), jax.devices()[:4])
+    settings = {"temperature": jnp.float32(0.8), "top_k": jnp.int32(20), "top_p": jnp.float32(0.9)}
+    whole, share = PartitionSpec(), PartitionSpec("tensor")
+    token_B, logp_B, floor_B = jax.jit(
+        jax.shard_map(
+            lambda *given: tpu.sample(*given, **settings, axis_name="tensor", interpret=True),
+            mesh=mesh,
+            in_specs=(whole, share, whole),
+            out_specs=whole,
+            check_vma=False,
+        )
+    )(hidden_BD, table_VD, key_B)
+    expected = reference.sample_counter(float32_logits(hidden_BD, table_VD, 0.0), key_B, **settings)
+    assert token_B.tolist() == expected[0].tolist()
+    tolerance.assert_close(logp_B, expected[1])
+    tolerance.assert_close(floor_B, expected[2])
+
+
+@SLOW
 def test_a_row_depends_on_its_key_and_hidden_state_alone():
     """Whatever its place among how many: 40 rows have two places each in the lanes, 5 have four."""
     hidden_BD, table_VD, key_B = operands(40, 100, 32)
