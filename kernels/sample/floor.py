@@ -53,7 +53,7 @@ def truncation_floor(
 
     def row_by_row() -> Float[Array, "B"]:
         rows = (logp_BV[:, None], last_B[:, None])
-        return jnp.where(found_B, floor_B, jax.lax.map(lambda row: _far_gap(*row, axis_name), rows)[:, 0])
+        return jnp.where(found_B, floor_B, jax.lax.map(lambda row: _far_gap(row[0], row[1], axis_name), rows)[:, 0])
 
     return jax.lax.cond(found_B.all(), lambda: floor_B, row_by_row)
 
