@@ -9,23 +9,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from thinkfirst.kernels.flash_attention import causal
 
+Case = tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]
 LENGTH = 2048
 WIDTH = 256
 
 
-def forward(heads: int, groups: int, soft_cap: float, *, batch: int = 1, length: int = LENGTH, **options: Any):
+def forward(heads: int, groups: int, soft_cap: float, *, batch: int = 1, length: int = LENGTH, **options: Any) -> Case:
     """Attention alone."""
     return _attend(heads, groups, soft_cap, options), _operands(batch, length, heads, groups)
 
 
-def backward(heads: int, groups: int, soft_cap: float, *, batch: int = 1, length: int = LENGTH, **options: Any):
+def backward(heads: int, groups: int, soft_cap: float, *, batch: int = 1, length: int = LENGTH, **options: Any) -> Case:
     """Attention, and the gradients of query, key and value; the context is an output, as it is in a model."""
     attend = _attend(heads, groups, soft_cap, options)
 
-    def both(query, key, value, segment, upstream):
+    def both(query: Array, key: Array, value: Array, segment: Array, upstream: Array) -> tuple[Array, ...]:
         context, pull = jax.vjp(lambda *operands: attend(*operands, segment), query, key, value)
         return context, *pull(upstream)
 
@@ -33,10 +35,20 @@ def backward(heads: int, groups: int, soft_cap: float, *, batch: int = 1, length
     return both, (*operands, operands[0])
 
 
-def _attend(heads: int, groups: int, soft_cap: float, options: dict):
-    def attend(query, key, value, segment):
-        split = [x.reshape(*x.shape[:2], n, WIDTH) for x, n in ((query, heads), (key, groups), (value, groups))]
-        context = causal.attention(*split, segment, scale=WIDTH**-0.5, soft_cap=soft_cap, **options)
+def _attend(heads: int, groups: int, soft_cap: float, options: dict) -> Callable:
+    def attend(query: Array, key: Array, value: Array, segment: Array) -> Array:
+        def split(x: Array, count: int) -> Array:
+            return x.reshape(*x.shape[:2], count, WIDTH)
+
+        context = causal.attention(
+            split(query, heads),
+            split(key, groups),
+            split(value, groups),
+            segment,
+            scale=WIDTH**-0.5,
+            soft_cap=soft_cap,
+            **options,
+        )
         return context.reshape(query.shape)
 
     return attend
@@ -50,7 +62,7 @@ def _operands(batch: int, length: int, heads: int, groups: int) -> tuple[jax.Sha
 GEMMA_3_1B = (4, 1, 0.0)
 GEMMA_2_2B = (8, 4, 50.0)
 
-CASES: dict[str, Callable[[], tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]]] = {
+CASES: dict[str, Callable[[], Case]] = {
     "causal_g3_fwd": functools.partial(forward, *GEMMA_3_1B),
     "causal_g3_bwd": functools.partial(backward, *GEMMA_3_1B),
     "causal_g2_fwd": functools.partial(forward, *GEMMA_2_2B),

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int
 from thinkfirst.kernels.flash_attention import causal_gradient, causal_plan
 
 Plan = causal_plan.Plan
+Ref = causal_plan.Ref
 VMEM = 64 * 2**20  # bytes on chip of every generation since v5; v4 has a quarter
 
 
@@ -118,9 +119,9 @@ def _forward(plan: Plan, *operands: Array) -> tuple[Array, Array]:
 
 
 def _forward_kernel(
-    first_ref, query_ref, key_ref, value_ref, segment_ref, out_ref, log_sum_ref,
-    context_ref, sum_ref, column_ref, *maximum_ref, plan,
-):  # fmt: skip
+    first_ref: Ref, query_ref: Ref, key_ref: Ref, value_ref: Ref, segment_ref: Ref, out_ref: Ref, log_sum_ref: Ref,
+    context_ref: Ref, sum_ref: Ref, column_ref: Ref, *maximum_ref: Ref, plan: Plan,
+) -> None:  # fmt: skip
     b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     j, first = i - step, plan.first_key_block(first_ref, b, i)
 
@@ -132,7 +133,6 @@ def _forward_kernel(
         return plan.hide(score, segments, distance, query_axis=0, diagonal=diagonal)
 
     def begin(score: Array, head: int, rows: slice, keys: slice) -> None:
-        top = 0.0
         if not plan.bounded:
             top = jnp.broadcast_to(score.max(axis=1, keepdims=True), (score.shape[0], causal_plan.LANES))
             maximum_ref[0][head, rows, :] = top
@@ -192,13 +192,13 @@ def _forward_kernel(
         log_sum_ref[0, 0] = (tops + jnp.log2(sums)).T[: plan.heads]
 
 
-def _attention_forward(plan, query, key, value, segment):
+def _attention_forward(plan: Plan, query: Array, key: Array, value: Array, segment: Array) -> tuple[Array, tuple]:
     first = plan.first_blocks(segment)
     context, log_sum = _forward(plan, first, query, key, value, segment)
     return context, (first, query, key, value, segment, context, log_sum)
 
 
-def _attention_backward(plan, saved, upstream):
+def _attention_backward(plan: Plan, saved: tuple, upstream: Array) -> tuple[Array | None, ...]:
     return *causal_gradient.gradient(plan, *saved, upstream), None
 
 

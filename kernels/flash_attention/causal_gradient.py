@@ -23,6 +23,8 @@ from jaxtyping import Array
 
 from thinkfirst.kernels.flash_attention import causal_plan
 
+Ref = causal_plan.Ref
+
 
 def gradient(plan: causal_plan.Plan, *operands: Array) -> tuple[Array, Array, Array]:
     """Gradients of query, key and value; `operands` are what _attention_forward saves, then the upstream gradient."""
@@ -65,7 +67,7 @@ def gradient(plan: causal_plan.Plan, *operands: Array) -> tuple[Array, Array, Ar
     )(first, query, key, value, context, upstream, log_sum, segment[:, None])
 
 
-def _complete_block(plan: causal_plan.Plan, i, r):
+def _complete_block(plan: causal_plan.Plan, i: Array, r: Array) -> Array:
     """The key block that block `i` is the last to see, or while there is none the one that comes first."""
     back = plan.steps - 1
     if back == plan.blocks - 1:
@@ -74,10 +76,11 @@ def _complete_block(plan: causal_plan.Plan, i, r):
 
 
 def _kernel(
-    first_ref, query_ref, key_ref, value_ref, context_ref, upstream_ref, log_sum_ref, segment_ref,
-    d_query_ref, d_key_ref, d_value_ref,
-    d_query_side_ref, d_key_sum_ref, d_value_sum_ref, key_side_ref, column_ref, delta_ref, *, plan,
-):  # fmt: skip
+    first_ref: Ref, query_ref: Ref, key_ref: Ref, value_ref: Ref, context_ref: Ref, upstream_ref: Ref, log_sum_ref: Ref,
+    segment_ref: Ref, d_query_ref: Ref, d_key_ref: Ref, d_value_ref: Ref,
+    d_query_side_ref: Ref, d_key_sum_ref: Ref, d_value_sum_ref: Ref, key_side_ref: Ref, column_ref: Ref, delta_ref: Ref,
+    *, plan: causal_plan.Plan,
+) -> None:  # fmt: skip
     b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     j, first = i - step, plan.first_key_block(first_ref, b, i)
 

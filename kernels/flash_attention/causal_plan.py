@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int
 
+Ref = Any  # of Pallas, to a block in memory on chip
 LANES = 128
 BLOCKS = (512, 256, 128)  # tokens of a block at most; a smaller one where the memory on chip asks for it
 HEADS = 4  # query heads that go through a key block in one step, as far as key/value heads can be grouped
@@ -51,7 +52,7 @@ class Plan:
         """The columns of the key/value head that query head `n` of a step looks at."""
         return self.head(n // (self.heads // self.groups))
 
-    def positions(self, block, part: slice | None = None):
+    def positions(self, block: Array, part: slice | None = None) -> Any:
         """Where `part` of a block stands in the row of tokens."""
         start, stop = (part.start, part.stop) if part else (0, self.block)
         return pl.ds(pl.multiple_of(block * self.block + start, LANES), stop - start)
@@ -83,7 +84,7 @@ class Plan:
             name="causal_first_blocks",
         )(segment_BT)
 
-    def first_key_block(self, first_ref, b, i):
+    def first_key_block(self, first_ref: Ref, b: Array, i: Array) -> Array:
         """The earliest key block that query block `i` of row `b` has to meet; block `i` itself is the last."""
         if self.first:
             first = jnp.int32(self.first[0])
@@ -96,11 +97,11 @@ class Plan:
             first = jnp.maximum(first, jax.lax.div(jnp.maximum(i * self.block - self.window + 1, 0), self.block))
         return first
 
-    def key_block(self, first_ref, b, i, r):
+    def key_block(self, first_ref: Ref, b: Array, i: Array, r: Array) -> Array:
         """The key block to have at hand in step `r` of query block `i`: i, i - 1, .. first, then the next row's."""
         return jnp.where(i - r >= self.first_key_block(first_ref, b, i), i - r, jnp.minimum(i + 1, self.blocks - 1))
 
-    def query_block(self, first_ref, b, i, r):
+    def query_block(self, first_ref: Ref, b: Array, i: Array, r: Array) -> Array:
         """The query block to have at hand: `i`, or the next one as soon as the key blocks of `i` are through."""
         return jnp.where(i - r >= self.first_key_block(first_ref, b, i), i, jnp.minimum(i + 1, self.blocks - 1))
 
@@ -114,7 +115,9 @@ class Plan:
         """Derivative of the capped score by the uncapped one."""
         return 1 - jnp.square(exponent * (1 / (self.soft_cap * LOG2_E)))
 
-    def hide(self, score: Array, segments: tuple[Array, Array], distance, *, query_axis: int, diagonal: bool) -> Array:
+    def hide(
+        self, score: Array, segments: tuple[Array, Array], distance: Array, *, query_axis: int, diagonal: bool
+    ) -> Array:
         """`score` where the query may see the key; the first query is `distance` after the first key."""
         seen = segments[0] == segments[1]
         if diagonal or self.window:
@@ -151,7 +154,7 @@ def make(query_BTNH: Array, key_BTKH: Array, *, vmem: int, window: int, **given:
     return None
 
 
-def _first_blocks_kernel(segment_ref, first_ref, *, block):
+def _first_blocks_kernel(segment_ref: Ref, first_ref: Ref, *, block: int) -> None:
     blocks = segment_ref.shape[1] // block
     own = jax.lax.broadcasted_iota(jnp.int32, first_ref.shape, 1)
     low = high = jnp.zeros_like(own)

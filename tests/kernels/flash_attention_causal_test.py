@@ -117,7 +117,8 @@ def visited(segment, length, **settings):
     defaults = {"scale": 1.0, "soft_cap": 0.0, "window": 0, "vmem": 2**26, "interpret": True, "first": ()}
     plan = causal_plan.make(query, key, **(defaults | settings))
     first = plan.first_blocks(segment)
-    return {(i, j) for i in range(plan.blocks) for j in range(int(plan.first_key_block(first, 0, i)), i + 1)}
+    row, rows = jnp.int32(0), range(plan.blocks)
+    return {(i, j) for i in rows for j in range(int(plan.first_key_block(first, row, jnp.int32(i))), i + 1)}
 
 
 def test_blocks_without_a_pair_are_skipped():
