@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 CHUNK = 1024  # tokens whose logit gradients exist at a time
-SHARES = 8  # programs per tile of tokens: 8,192 tokens keep 132 multiprocessors busy
+PROGRAMS = 528  # of a sweep, at most: four for each multiprocessor of an H100 or H200
 
 
 class Tile(NamedTuple):
@@ -108,10 +108,12 @@ def _forward(
     hidden_TD: Float[Array, "T D"], *rest: Array, settings: Settings
 ) -> tuple[Float32[Array, "T"], Float32[Array, "T"], Float32[Array, "T"]]:
     """(log-prob, entropy, log-sum-exp over what is kept)."""
-    shares = jax.ShapeDtypeStruct((SHARES, hidden_TD.shape[0]), jnp.float32)
     tile = _tile("sweep", hidden_TD.dtype)
+    length, vocab = hidden_TD.shape[0], rest[0].shape[0]
+    shares = min(max(PROGRAMS // math.ceil(length / tile.tokens), 1), math.ceil(vocab / tile.words))
+    out_shape = (jax.ShapeDtypeStruct((shares, length), jnp.float32),) * 4
     peak, total, moment, token_logit = _launch(
-        "sweep", hidden_TD, *rest, out_shape=(shares,) * 4, tile=tile, columns=SHARES, settings=settings
+        "sweep", hidden_TD, *rest, out_shape=out_shape, tile=tile, columns=shares, settings=settings
     )
     highest_T = peak.max(axis=0)
     weight = jnp.exp2(peak - highest_T)

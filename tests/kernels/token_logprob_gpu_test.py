@@ -24,3 +24,7 @@ def test_compiles_for_hopper_without_spills():
     for row in rows:
         triton_program.check_resources(row)
     assert all(row["wgmma"] for row in rows if row["dtype"] == "bfloat16")
+
+
+def test_the_workspace_is_of_one_chunk_of_tokens():
+    assert triton_program.run("token_logprob.py", "workspace") == [{"whole": False, "chunk": True}]

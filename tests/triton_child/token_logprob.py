@@ -1,4 +1,5 @@
-"""Prints JSON about the Triton kernels of log-probs: `parity` errors against the reference, or `resources` on sm_90."""
+"""Prints JSON about the Triton kernels of log-probs: `parity` errors against the reference, `resources` on sm_90,
+or whether a `workspace` of all tokens is made."""
 
 import json
 import sys
@@ -42,7 +43,7 @@ def parity():
     stand_in.interpret()
     # Small tiles: several per side, the last ones partly empty; a share of the vocabulary may hold no tile at all.
     gpu.TILES = dict.fromkeys(gpu.TILES, (gpu.Tile(16, 32, 16, 4, 1),) * 2)
-    gpu.CHUNK = 24
+    gpu.CHUNK, gpu.PROGRAMS = 24, 12
     compare(1, 33, 8)
     compare(63, 190, 24)
     compare(40, 160, 32, temperature=0.7, soft_cap=5.0)
@@ -73,5 +74,18 @@ def resources():
             print(json.dumps({"case": name, "dtype": dtype, **stand_in.compile_for_hopper(call)}), flush=True)
 
 
+def workspace():
+    """Which arrays of logits forward and backward of 8,192 tokens make."""
+    stand_in.record()
+
+    def total(hidden, table):
+        token, temperature = jnp.zeros(8192, jnp.int32), jnp.float32(1.0)
+        return gpu.token_logprob(hidden, table, token, None, temperature=temperature, soft_cap=0.0)[0].sum()
+
+    operands = [jax.ShapeDtypeStruct((size, 64), jnp.bfloat16) for size in (8192, 262144)]
+    text = jax.jit(jax.grad(total)).lower(*operands).as_text()
+    print(json.dumps({"whole": "8192x262144x" in text, "chunk": "tensor<1024x262144xbf16>" in text}))
+
+
 if __name__ == "__main__":
-    {"parity": parity, "resources": resources}[sys.argv[1]]()
+    {"parity": parity, "resources": resources, "workspace": workspace}[sys.argv[1]]()
