@@ -49,7 +49,8 @@ setuptools.setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
-        "gpu": ["jax[cuda13]>=0.10.2", "jax-triton"],
+        # jax-triton 0.3 takes `out_shape` as kernels/*/gpu.py writes it; its later versions break on jax 0.12.
+        "gpu": ["jax[cuda13]>=0.10.2,<0.12", "jax-triton>=0.3.1,<0.4", "triton>=3.6"],
         "hf": ["huggingface_hub", "transformers"],
         "gcs": ["gcsfs"],
         "math": ["math-verify"],
