@@ -144,7 +144,7 @@ def line(figure: Figure) -> str:
     """The figure as a line of text."""
     head = f"{figure['case']:24s} {figure['chip']:4s}"
     value = figure["cycles"] if figure["ratio"] is None else figure["ratio"]
-    parts = [head, shown(value)] if value is not None else [head]
+    parts = [head, ours_shown(figure)] if value is not None else [head]
     if figure["target"] and value is not None:
         parts.append(f"target {shown(figure['target'])} {verdict(value, figure['target'])}")
     if figure["temp_bytes"] is not None:
@@ -164,10 +164,21 @@ def shown(value: int | float) -> str:
     return f"{value:.3f}" if isinstance(value, float) else f"{value:,d}"
 
 
+def ours_shown(figure: Figure) -> str:
+    """The ratio, or the cycles of the program."""
+    return (
+        _with_kernels(figure["cycles"], figure["kernel_cycles"]) if figure["ratio"] is None else shown(figure["ratio"])
+    )
+
+
 def peer_shown(figure: Figure) -> str:
-    """Cycles of the peer, and of its kernels alone where it has any."""
-    alone = figure["peer_kernel_cycles"]
-    return shown(figure["peer_cycles"]) + (f" (kernels alone {shown(alone)})" if alone else "")
+    """Cycles of the peer."""
+    return _with_kernels(figure["peer_cycles"], figure["peer_kernel_cycles"])
+
+
+def _with_kernels(cycles: int, alone: int) -> str:
+    """Cycles of a program, and of its kernels alone where it has kernels and more."""
+    return shown(cycles) + (f" (kernels alone {shown(alone)})" if 0 < alone < cycles else "")
 
 
 def mebibytes(count: int) -> str:

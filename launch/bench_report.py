@@ -47,7 +47,7 @@ def _cells(figure: dict[str, Any]) -> tuple[str, ...]:
     return (
         figure["case"],
         figure["chip"],
-        figure["error"] if value is None else bench_kernels.shown(value),
+        figure["error"] if value is None else bench_kernels.ours_shown(figure),
         _against(value, figure["target"], bench_kernels.shown),
         _temp(figure),
         bench_kernels.mebibytes(figure["vmem_bytes"]) if figure["vmem_bytes"] else "",
