@@ -147,7 +147,8 @@ def test_the_report_goes_between_its_markers_and_nowhere_else(counted, tmp_path)
     assert text.endswith(f"{bench_report.END}\nafter\n")
     assert "old" not in text
     assert bench_report.render(figures) in text
-    assert "| window_fwd_bwd | v5e | 216,000 (kernels alone 211,000) | 215,000, MISSED | 30.0 MiB of 20.0 MiB, MISSED | 4.0 MiB |" in text
+    assert "| window_fwd_bwd | v5e | 216,000 (kernels alone 211,000) | 215,000, MISSED |" in text
+    assert "| 30.0 MiB of 20.0 MiB, MISSED | 4.0 MiB |" in text
     assert "| packed_ratio | v5e | 0.400 | 0.450, met |" in text
     assert "tokamax splash (recorded)" in text
     assert "with libtpu 0.0.1" in text
