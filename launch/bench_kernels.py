@@ -143,10 +143,10 @@ def _variants(row: table.Row, chip: str) -> list[tuple[str, Figure]]:
 def line(figure: Figure) -> str:
     """The figure as a line of text."""
     head = f"{figure['case']:24s} {figure['chip']:4s}"
-    value = figure["cycles"] if figure["ratio"] is None else figure["ratio"]
-    parts = [head, ours_shown(figure)] if value is not None else [head]
-    if figure["target"] and value is not None:
-        parts.append(f"target {shown(figure['target'])} {verdict(value, figure['target'])}")
+    counted = figure["cycles"] is not None
+    parts = [head, ours_shown(figure)] if counted else [head]
+    if figure["target"] and counted:
+        parts.append(f"target {shown(figure['target'])} {target_verdict(figure)}")
     if figure["temp_bytes"] is not None:
         parts.append(f"temp {mebibytes(figure['temp_bytes'])}")
         if figure["temp_target"] and figure["temp_case"] != figure["case"]:
@@ -183,6 +183,14 @@ def _with_kernels(cycles: int, alone: int) -> str:
 
 def mebibytes(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB"
+
+
+def target_verdict(figure: Figure) -> str:
+    """Whether the ratio, or the program, meets the target, or at least its kernels alone do."""
+    if figure["ratio"] is not None:
+        return verdict(figure["ratio"], figure["target"])
+    whole, alone = (verdict(figure[name], figure["target"]) for name in ("cycles", "kernel_cycles"))
+    return "met by the kernels alone" if whole != alone else whole
 
 
 def verdict(value: int | float, target: int | float) -> str:
