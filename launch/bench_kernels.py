@@ -143,10 +143,10 @@ def _variants(row: table.Row, chip: str) -> list[tuple[str, Figure]]:
 def line(figure: Figure) -> str:
     """The figure as a line of text."""
     head = f"{figure['case']:24s} {figure['chip']:4s}"
-    value = figure["cycles"] if figure["ratio"] is None else figure["ratio"]
-    parts = [head, shown(value)] if value is not None else [head]
-    if figure["target"] and value is not None:
-        parts.append(f"target {shown(figure['target'])} {verdict(value, figure['target'])}")
+    counted = figure["cycles"] is not None
+    parts = [head, ours_shown(figure)] if counted else [head]
+    if figure["target"] and counted:
+        parts.append(f"target {shown(figure['target'])} {target_verdict(figure)}")
     if figure["temp_bytes"] is not None:
         parts.append(f"temp {mebibytes(figure['temp_bytes'])}")
         if figure["temp_target"] and figure["temp_case"] != figure["case"]:
@@ -164,14 +164,33 @@ def shown(value: int | float) -> str:
     return f"{value:.3f}" if isinstance(value, float) else f"{value:,d}"
 
 
+def ours_shown(figure: Figure) -> str:
+    """The ratio, or the cycles of the program."""
+    return (
+        _with_kernels(figure["cycles"], figure["kernel_cycles"]) if figure["ratio"] is None else shown(figure["ratio"])
+    )
+
+
 def peer_shown(figure: Figure) -> str:
-    """Cycles of the peer, and of its kernels alone where it has any."""
-    alone = figure["peer_kernel_cycles"]
-    return shown(figure["peer_cycles"]) + (f" (kernels alone {shown(alone)})" if alone else "")
+    """Cycles of the peer."""
+    return _with_kernels(figure["peer_cycles"], figure["peer_kernel_cycles"])
+
+
+def _with_kernels(cycles: int, alone: int) -> str:
+    """Cycles of a program, and of its kernels alone where it has kernels and more."""
+    return shown(cycles) + (f" (kernels alone {shown(alone)})" if 0 < alone < cycles else "")
 
 
 def mebibytes(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB"
+
+
+def target_verdict(figure: Figure) -> str:
+    """Whether the ratio, or the program, meets the target, or at least its kernels alone do."""
+    if figure["ratio"] is not None:
+        return verdict(figure["ratio"], figure["target"])
+    whole, alone = (verdict(figure[name], figure["target"]) for name in ("cycles", "kernel_cycles"))
+    return "met by the kernels alone" if whole != alone else whole
 
 
 def verdict(value: int | float, target: int | float) -> str:

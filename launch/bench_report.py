@@ -41,14 +41,14 @@ def render(figures: list[dict[str, Any]]) -> str:
 
 
 def _cells(figure: dict[str, Any]) -> tuple[str, ...]:
-    value = figure["cycles"] if figure["ratio"] is None else figure["ratio"]
+    counted = figure["cycles"] is not None
     peers = [(figure["peer"], bench_kernels.peer_shown(figure))] if figure["peer_cycles"] else []
     peers += [(f"{name} (recorded)", bench_kernels.shown(cycles)) for name, cycles in figure["recorded"].items()]
     return (
         figure["case"],
         figure["chip"],
-        figure["error"] if value is None else bench_kernels.shown(value),
-        _against(value, figure["target"], bench_kernels.shown),
+        bench_kernels.ours_shown(figure) if counted else figure["error"],
+        _target(figure, counted=counted),
         _temp(figure),
         bench_kernels.mebibytes(figure["vmem_bytes"]) if figure["vmem_bytes"] else "",
         "<br>".join(name for name, _ in peers),
@@ -57,16 +57,16 @@ def _cells(figure: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _against(value: int | float | None, target: int | float | None, show: Any) -> str:
-    if not target:
+def _target(figure: dict[str, Any], *, counted: bool) -> str:
+    if not figure["target"]:
         return ""
-    return show(target) + ("" if value is None else f", {bench_kernels.verdict(value, target)}")
+    return bench_kernels.shown(figure["target"]) + (f", {bench_kernels.target_verdict(figure)}" if counted else "")
 
 
 def _temp(figure: dict[str, Any]) -> str:
     if figure["temp_bytes"] is None:
         return ""
-    found = bench_kernels.mebibytes(figure["temp_bytes"])
+    found, most = (bench_kernels.mebibytes(figure[name] or 0) for name in ("temp_bytes", "temp_target"))
     if not figure["temp_target"] or figure["temp_case"] == figure["case"]:
         return found
-    return f"{found} of {_against(figure['temp_bytes'], figure['temp_target'], bench_kernels.mebibytes)}"
+    return f"{found} of {most}, {bench_kernels.verdict(figure['temp_bytes'], figure['temp_target'])}"

@@ -106,16 +106,29 @@ def _logprob_grad(
     return token_logit_T - lse_T, jnp.einsum("TV,VD->TD", pull_TV, table_VD)
 
 
-def logprob(tokens: int, vocabulary: int, *, width: int = 1152, grad: bool = False) -> Case:
+def _logprob_grad_fused(
+    hidden_TD: Float[Array, "T D"],
+    table_VD: Float[Array, "V D"],
+    token_T: Int[Array, "T"],
+    upstream_T: Float[Array, "T"],
+) -> tuple[Array, Array]:
+    logp_T, pull = jax.vjp(lambda hidden_TD: _logprob(hidden_TD, table_VD, token_T), hidden_TD)
+    return logp_T, pull(upstream_T)[0]
+
+
+def logprob(tokens: int, vocabulary: int, *, width: int = 1152) -> Case:
     """Log-probs, without entropy, through logits that are written out."""
     operands = (
         jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16),
         jax.ShapeDtypeStruct((vocabulary, width), jnp.bfloat16),
         jax.ShapeDtypeStruct((tokens,), jnp.int32),
     )
-    if grad:
-        return _logprob_grad, (*operands, jax.ShapeDtypeStruct((tokens,), jnp.float32))
     return _logprob, operands
+
+
+def logprob_grad(function: Callable, tokens: int, vocabulary: int) -> Case:
+    """The same and the gradient to the hidden states."""
+    return function, (*logprob(tokens, vocabulary)[1], jax.ShapeDtypeStruct((tokens,), jnp.float32))
 
 
 def _sample(hidden_BD: Float[Array, "B D"], table_VD: Float[Array, "V D"], key: Array) -> tuple[Array, ...]:
@@ -161,8 +174,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "splash_causal_g2_fwd_bwd": lambda: splash_both(*GEMMA_2_2B, soft_cap=50.0),
     "splash_causal_g2_fwd_bwd_memory": lambda: splash_both(*GEMMA_2_2B, soft_cap=50.0, rows=8),
     "logprob_xla_fwd": lambda: logprob(1024, 16_384),
-    "logprob_xla_fwd_grad": lambda: logprob(1024, 16_384, grad=True),
-    "logprob_xla_fwd_grad_memory": lambda: logprob(8192, 262_144, grad=True),
+    "logprob_xla_fwd_grad": lambda: logprob_grad(_logprob_grad, 1024, 16_384),
+    "logprob_xla_fwd_grad_memory": lambda: logprob_grad(_logprob_grad_fused, 8192, 262_144),
     "sample_head_xla": sample_head,
     "lora_xla_fwd": lora,
 }
