@@ -67,5 +67,6 @@ CASES: dict[str, Callable[[], Case]] = {
     "causal_g3_bwd": functools.partial(backward, *GEMMA_3_1B),
     "causal_g2_fwd": functools.partial(forward, *GEMMA_2_2B),
     "causal_g2_bwd": functools.partial(backward, *GEMMA_2_2B),
+    "causal_g2_bwd_memory": functools.partial(backward, *GEMMA_2_2B, batch=8),
     "packed_causal_fwd": functools.partial(forward, *GEMMA_3_1B, first=(0, 1, 2, 3)),
 }

@@ -3,6 +3,7 @@
 Operands stand heads first, [B, N, T, H], as projections leave them: the kernel's own swap of axes then cancels.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -45,4 +46,8 @@ def forward_and_backward(batch: int = 1) -> Case:
     return _gradients, (query, key, key, segment, query)
 
 
-CASES: dict[str, Callable[[], Case]] = {"window_fwd": forward, "window_fwd_bwd": forward_and_backward}
+CASES: dict[str, Callable[[], Case]] = {
+    "window_fwd": forward,
+    "window_fwd_bwd": forward_and_backward,
+    "window_fwd_bwd_memory": functools.partial(forward_and_backward, batch=8),
+}

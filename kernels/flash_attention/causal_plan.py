@@ -188,8 +188,11 @@ def column(row: Array) -> Array:
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
 
+_approximate_reciprocal = getattr(pltpu, "reciprocal", None) or pl.reciprocal  # JAX 0.12 moved it
+
+
 def reciprocal(x: Array) -> Array:
     """1 / x for x far from the ends of float32: a few bits from the table, then Newton's steps, each doubling them."""
-    guess = pl.reciprocal(x, approx=True)
+    guess = _approximate_reciprocal(x, approx=True)
     guess = guess * (2 - x * guess)
     return guess * (2 - x * guess)
