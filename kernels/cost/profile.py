@@ -24,8 +24,10 @@ from thinkfirst.kernels.cost import chips
 CHILD = "thinkfirst.kernels.cost.child"
 # XLA would keep some operands in VMEM; the profiler misprices such copies, or gives up.  v5e and v5p, then v6e.
 ALL_IN_HBM = "--xla_vf_vmem_memory_space_assignment=false --xla_gf_vmem_memory_space_assignment=false"
-# No TPU is looked for, on this machine or in the cloud; several such processes may run at once.
-QUIET = {
+# No TPU is looked for, on this machine or in the cloud; several such processes may run at once; nothing is taken from a
+# cache, for only what is compiled is profiled.
+ALONE = {
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -155,7 +157,7 @@ def _asked(module: str, case: str, variant: str, chip: chips.Chip, *, profiles: 
             done = subprocess.run(
                 [sys.executable, "-P", "-m", CHILD],
                 input=json.dumps(request),
-                env={**os.environ, **QUIET, "LIBTPU_INIT_ARGS": flags},
+                env={**os.environ, **ALONE, "LIBTPU_INIT_ARGS": flags},
                 capture_output=True,
                 text=True,
                 timeout=seconds,
