@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 import jax
+from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 BATCH_AXES = ("data", "fsdp")
@@ -36,6 +37,17 @@ def make(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     if math.prod(sizes) != len(devices):
         raise ValueError(f"{config} asks for {math.prod(sizes)} devices, there are {len(devices)}")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def described(topology: str) -> list[jax.Device]:
+    """Devices of a TPU slice that is not there, e.g. "v5e:2x4": programs compile for them, and do not run.
+
+    The TPU compiler is libtpu's; a process that asks for it needs ALLOW_MULTIPLE_LIBTPU_LOAD=1 where another one may.
+    """
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise ValueError(f"no TPU slice {topology!r}, or no libtpu to compile for it: {error}") from error
 
 
 def num_row_shards(mesh: Mesh) -> int:

@@ -90,6 +90,6 @@ def _chosen(backend: Backend, problem: str) -> Any:
         return None
     if problem:
         raise ValueError(f"the kernel cannot take {problem}")
-    if backend == "tpu" and jax.default_backend() != "tpu":
-        raise ValueError(f"backend tpu needs a TPU; this is {jax.default_backend()}")
+    if backend == "tpu" and placement.platform() != "tpu":
+        raise ValueError(f"backend tpu needs a TPU; this is {placement.platform()}")
     return tpu.INTERPRET if backend == "tpu_interpret" else False

@@ -5,7 +5,6 @@ Of the two kernels `window` is for windows much shorter than the text, `causal` 
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
@@ -42,8 +41,8 @@ def attention(
     wide_enough = query_BTNH.dtype in (jnp.bfloat16, jnp.float32)
     if backend == "reference" or (backend == "auto" and not (placement.kernels_run() and wide_enough)):
         return reference.attention(*operands, **settings)
-    if backend == "tpu" and jax.default_backend() != "tpu":
-        raise ValueError(f"backend tpu needs a TPU; this is {jax.default_backend()}")
+    if backend == "tpu" and placement.platform() != "tpu":
+        raise ValueError(f"backend tpu needs a TPU; this is {placement.platform()}")
     settings["interpret"] = pltpu.InterpretParams() if backend == "tpu_interpret" else False
     length, width = query_BTNH.shape[1], query_BTNH.shape[3]
     if 0 < window < length and window_kernel.supports(length, width, window):
@@ -53,4 +52,4 @@ def attention(
 
 def _vmem() -> int:
     """Memory on chip that the causal kernel may plan with: TPU v4 has a quarter of the others'."""
-    return causal.VMEM // 4 if "v4" in jax.devices()[0].device_kind else causal.VMEM
+    return causal.VMEM // 4 if "v4" in placement.device_kind() else causal.VMEM

@@ -29,7 +29,6 @@ def sample(
     a share of the vocabulary, inside `shard_map` with the `axis_name` that the shares are spread over.
     """
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    on_tpu = jax.default_backend() == "tpu"
     if backend == "auto":
         backend = "tpu" if placement.kernels_run() and not unsupported(hidden_BD, table_VD, key_B) else "reference"
     if backend == "reference":
@@ -38,13 +37,17 @@ def sample(
         logit_BV = logprob_reference.logits(hidden_BD, table_VD, soft_cap)
         return reference.sample(logit_BV, key_B, **settings)
     if backend == "tpu":
-        problem = unsupported(hidden_BD, table_VD, key_B) or ("" if on_tpu else f"runs on {jax.default_backend()}")
+        problem = unsupported(hidden_BD, table_VD, key_B) or _elsewhere()
         if problem:
             raise ValueError(f"backend='tpu': {problem}")
     interpret = pltpu.InterpretParams() if backend == "tpu_interpret" else False
     return tpu.sample(
         hidden_BD, table_VD, key_B, **settings, soft_cap=soft_cap, axis_name=axis_name, interpret=interpret
     )
+
+
+def _elsewhere() -> str:
+    return "" if placement.platform() == "tpu" else f"runs on {placement.platform()}"
 
 
 def unsupported(hidden_BD: Float[Array, "B D"], table_VD: Float[Array, "V D"], key_B: Key[Array, "B"]) -> str:

@@ -4,7 +4,6 @@ import functools
 import math
 from typing import Literal
 
-import jax
 from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels import placement
@@ -76,8 +75,8 @@ def _resolve(backend: Backend, width: int, num_words: int, *, sharded: bool) -> 
         return "chunked" if sharded or num_words >= STREAMED_WORDS else "reference"
     if backend == "reference" and sharded:
         raise ValueError("the reference of token_logprob wants the whole table: it takes no axis_name")
-    if backend == "tpu" and jax.default_backend() != "tpu":
-        raise ValueError(f"token_logprob: backend 'tpu' needs a TPU, this is {jax.default_backend()!r}")
+    if backend == "tpu" and placement.platform() != "tpu":
+        raise ValueError(f"token_logprob: backend 'tpu' needs a TPU, this is {placement.platform()!r}")
     if backend in ("tpu", "tpu_interpret") and reason:
         raise ValueError(f"token_logprob: backend {backend!r} cannot run: {reason}")
     return backend

@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from thinkfirst.kernels import placement
 from thinkfirst.kernels.token_logprob import streamed
 
 LANES = 128
@@ -66,7 +67,7 @@ def sweep(
     length += padding
     hidden_TD = jnp.pad(hidden_TD, ((0, padding), (0, 0)))
     if vmem_bytes is None:
-        on_tpu = jax.default_backend() == "tpu"
+        on_tpu = placement.platform() == "tpu"
         vmem_bytes = pltpu.get_tpu_info().vmem_capacity_bytes if on_tpu else COMPILED_VMEM_BYTES
     block_V = min(block_V, size // LANES * LANES)
     while _vmem(block_T, block_V, hidden_TD, table_VD, moments) > vmem_bytes and max(block_T, block_V) > LANES:

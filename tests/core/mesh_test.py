@@ -18,3 +18,8 @@ def test_some_devices_only():
 def test_sizes_that_do_not_fit_are_refused(sizes):
     with pytest.raises(ValueError, match="MeshConfig"):
         mesh.make(mesh.MeshConfig(**sizes))
+
+
+def test_a_slice_that_does_not_exist_is_refused_by_name():
+    with pytest.raises(ValueError, match="no TPU slice 'v5e:99x1'"):
+        mesh.described("v5e:99x1")

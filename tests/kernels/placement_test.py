@@ -32,3 +32,17 @@ def test_only_a_tpu_runs_them(backend, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert placement.kernels_run() == (backend == "tpu")
+
+
+def test_the_mesh_says_what_a_program_is_compiled_for():
+    slice_mesh = mesh.make(mesh.MeshConfig(data=4, tensor=2), mesh.described("v5e:2x4"))
+    seen = []
+
+    def look(x):
+        seen.append((placement.platform(), placement.device_kind(), placement.kernels_run()))
+        return x
+
+    rows = PartitionSpec(mesh.BATCH_AXES)
+    jax.jit(jax.shard_map(look, mesh=slice_mesh, in_specs=rows, out_specs=rows, check_vma=False)).trace(jnp.ones(8))
+    jax.jit(look).trace(jnp.ones(8))
+    assert seen == [("tpu", "TPU v5 lite", True), ("cpu", "cpu", False)]
