@@ -30,6 +30,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest token", flag_values=line)
     flags.DEFINE_integer("top_k", 0, "0 keeps every token", flag_values=line)
     flags.DEFINE_float("top_p", 1.0, "1 keeps every token", flag_values=line)
+    flags.DEFINE_float("min_p", 0.0, "drops tokens less than min_p times as likely as the likeliest", flag_values=line)
     flags.DEFINE_integer("num_samples", 1, "completions of each row", flag_values=line)
     flags.DEFINE_integer("max_new_tokens", 256, "length at which a completion is cut off", flag_values=line)
     flags.DEFINE_integer("seed", 0, "of the sampling", flag_values=line)
@@ -49,7 +50,11 @@ def _generate(line: flags.FlagValues) -> None:
         if getattr(line, name) < least:
             raise ValueError(f"--{name}={getattr(line, name)} must be at least {least}")
     sampling = batch.Sampling.of(
-        temperature=line.temperature, top_k=line.top_k, top_p=line.top_p, max_new_tokens=line.max_new_tokens
+        temperature=line.temperature,
+        top_k=line.top_k,
+        top_p=line.top_p,
+        min_p=line.min_p,
+        max_new_tokens=line.max_new_tokens,
     )
     asked = rows.read(line.input) if line.input else [files.JsonLine("--prompt", {"prompt": line.prompt})]
     subject = opening.open_policy(line)

@@ -66,32 +66,49 @@ class Prompts:
 class Sampling:
     """Sampler settings as data, never as shapes: changing one recompiles nothing.
 
-    temperature 0 is greedy (log-probs are then those of temperature 1); top_k 0 and top_p 1 keep the whole vocabulary.
+    temperature 0 is greedy (log-probs are then those of temperature 1); top_k 0, top_p 1 and min_p 0 keep the whole
+    vocabulary.  min_p drops what is less than min_p times as likely as the likeliest token.
     """
 
     temperature: Float[AnyScalar, ""]
     top_k: Int[AnyScalar, ""]
     top_p: Float[AnyScalar, ""]
+    min_p: Float[AnyScalar, ""]
     max_new_tokens: Int[AnyScalar, ""]
 
     @classmethod
-    def of(cls, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, max_new_tokens: int) -> "Sampling":
-        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
-            raise ValueError(f"bad sampler setting: {temperature=} {top_k=} {top_p=} {max_new_tokens=}")
+    def of(
+        cls,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        max_new_tokens: int,
+    ) -> "Sampling":
+        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1 or max_new_tokens < 1:
+            raise ValueError(f"bad sampler setting: {temperature=} {top_k=} {top_p=} {min_p=} {max_new_tokens=}")
         return cls(
             temperature=np.float32(temperature),
             top_k=np.int32(top_k),
             top_p=np.float32(top_p),
+            min_p=np.float32(min_p),
             max_new_tokens=np.int32(max_new_tokens),
         )
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a token may be dropped; to be asked while the settings are on the host."""
+        return bool(self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0))
 
 
 @flax.struct.dataclass
 class Rollout:
     """Sampled completions, right-padded, the stop token included.
 
-    `floor_BT` is the log-probability (temperature applied, nothing cut off) below which top-k/top-p dropped a token
-    when this one was drawn, -inf where nothing was dropped: with it the learner rebuilds the sampled distribution.
+    `floor_BT` is the log-probability (temperature applied, nothing cut off) below which top-k, top-p or min-p dropped
+    a token when this one was drawn, -inf where nothing was dropped: with it the learner rebuilds the sampled
+    distribution.
     """
 
     tokens_BT: Int[Array, "B T"]

@@ -2,7 +2,8 @@
 
 Inside `shard_map` over the batch axes each data shard prefills its prompts once, forks the cache for the G samples of
 each group and runs its own loop, which ends when its own rows have ended.  What is a shape: the number of prompts, G,
-the padded prompt length, the room for new tokens.  What is data: sampler settings, limits, stop ids, keys.
+the padded prompt length, the room for new tokens, whether tokens may be dropped.  What is data: sampler settings,
+limits, stop ids, keys.
 
 Randomness is fold_in(root, step, prompt id, sample, position): a sample comes out the same whatever its neighbours,
 its place in the batch and the mesh are.
@@ -34,18 +35,20 @@ class Engine:
         self.room, self.group = room, group
         self._mesh, self._shards = mesh, mesh_lib.num_row_shards(mesh)
         self._stop_ids = jax.device_put(np.array(stop_ids, np.int32), sharding.replicated(mesh))
-        body = functools.partial(_generate, model=model, group=group, room=room, full=full)
         rows, same = sharding.rows_spec(), sharding.replicated_spec()
-        self._program = jax.jit(
-            jax.shard_map(
-                body,
-                mesh=mesh,
-                in_specs=(same, same, rows, same, same, same),
-                out_specs=rows,
-                axis_names=set(mesh_lib.BATCH_AXES),
-                check_vma=False,
+        self._programs = {
+            truncated: jax.jit(
+                jax.shard_map(
+                    functools.partial(_generate, model=model, group=group, room=room, full=full, truncated=truncated),
+                    mesh=mesh,
+                    in_specs=(same, same, rows, same, same, same),
+                    out_specs=rows,
+                    axis_names=set(mesh_lib.BATCH_AXES),
+                    check_vma=False,
+                )
             )
-        )
+            for truncated in (False, True)
+        }
 
     def sample(
         self,
@@ -62,8 +65,9 @@ class Engine:
         num_prompts = prompts.length_P.shape[0]
         padded = jax.tree.map(functools.partial(_pad_rows, multiple=self._shards), prompts)
         padded = jax.device_put(padded, sharding.rows(self._mesh))
+        program = self._programs[sampling.truncated]
         sampling, key = jax.device_put((sampling, key), sharding.replicated(self._mesh))
-        rollout = self._program(params, adapter, padded, sampling, key, self._stop_ids)
+        rollout = program(params, adapter, padded, sampling, key, self._stop_ids)
         return jax.tree.map(lambda x: jax.lax.slice_in_dim(x, 0, num_prompts * self.group), rollout)
 
 
@@ -85,6 +89,7 @@ def _generate(  # noqa: PLR0917  shard_map passes its operands by position
     group: int,
     room: int,
     full: bool,
+    truncated: bool,
 ) -> batch.Rollout:
     """One shard's work: prefill, fork, then a token per row and turn until every row has stopped."""
     tokens_PT, length_P = jnp.asarray(prompts.tokens_PT), jnp.asarray(prompts.length_P)
@@ -92,7 +97,12 @@ def _generate(  # noqa: PLR0917  shard_map passes its operands by position
     num_rows = num_prompts * group
     key_B = _row_keys(key, prompts.id_P, group)
     pick = functools.partial(
-        _pick, table_VD=params["embedding"], soft_cap=model.config.final_soft_cap, sampling=sampling, key_B=key_B
+        _pick,
+        table_VD=params["embedding"],
+        soft_cap=model.config.final_soft_cap,
+        sampling=sampling,
+        truncated=truncated,
+        key_B=key_B,
     )
 
     with jax.named_scope("prefill"):
@@ -139,6 +149,7 @@ def _pick(
     table_VD: Float[Array, "V D"],
     soft_cap: float,
     sampling: batch.Sampling,
+    truncated: bool,
     key_B: Key[Array, "B"],
 ) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
     """Token, log-prob and floor drawn with the keys of this position."""
@@ -149,6 +160,8 @@ def _pick(
         temperature=jnp.asarray(sampling.temperature),
         top_k=jnp.asarray(sampling.top_k),
         top_p=jnp.asarray(sampling.top_p),
+        min_p=jnp.asarray(sampling.min_p),
+        truncated=truncated,
         soft_cap=soft_cap,
     )
 

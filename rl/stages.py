@@ -92,6 +92,7 @@ class Grpo:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     save_every: int = 10
 
     def __post_init__(self) -> None:
@@ -100,6 +101,8 @@ class Grpo:
             raise ValueError(f"Grpo {self.name}: temperature={self.temperature} must be above 0 to explore")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"Grpo {self.name}: top_p={self.top_p} must lie in (0, 1]")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"Grpo {self.name}: min_p={self.min_p} must lie in [0, 1]")
         if self.prompts * self.group % self.micro_batches:
             raise ValueError(
                 f"Grpo {self.name}: {self.prompts} x {self.group} rows cannot be cut into {self.micro_batches} parts"

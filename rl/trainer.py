@@ -32,7 +32,11 @@ def make_grpo_step(
     )
     rates = optimizer.rates(stage.optimizer, stage.steps)
     sampling = batch.Sampling.of(
-        temperature=stage.temperature, top_k=stage.top_k, top_p=stage.top_p, max_new_tokens=stage.max_new_tokens
+        temperature=stage.temperature,
+        top_k=stage.top_k,
+        top_p=stage.top_p,
+        min_p=stage.min_p,
+        max_new_tokens=stage.max_new_tokens,
     )
     temperature = jax.device_put(sampling.temperature, sharding.replicated(subject.mesh))
 

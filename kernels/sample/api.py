@@ -19,30 +19,42 @@ def sample(
     temperature: Float[Array, ""],
     top_k: Int[Array, ""],
     top_p: Float[Array, ""],
+    min_p: Float[Array, ""],
+    truncated: bool = True,
     soft_cap: float = 0.0,
     axis_name: str | None = None,
     backend: Literal["auto", "reference", "tpu", "tpu_interpret"] = "auto",
-) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
+) -> reference.Drawn:
     """(token, its log-prob in nats under the distribution it was drawn from, truncation floor) of each row.
 
-    "tpu" draws other tokens of the same distribution than "reference": its noise is that of noise.py.  It alone takes
-    a share of the vocabulary, inside `shard_map` with the `axis_name` that the shares are spread over.
+    top_k 0, top_p 1 and min_p 0 keep every token; a caller who knows that all three are so says `truncated=False`, and
+    nothing is compiled for them: on a TPU there is then no [B, V].  min-p drops what is less than min_p times as likely
+    as the likeliest.  Inside `shard_map` with `axis_name`, `table_VD` is this device's share of the vocabulary.
+    "tpu" draws other tokens of the same distribution than "reference", and both the same ones however it is shared.
+    A row whose logits hold a NaN, or are all -inf, or reach +inf, gets token 0, log-prob NaN and the floor -inf.
     """
-    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     if backend == "auto":
         backend = "tpu" if placement.kernels_run() and not unsupported(hidden_BD, table_VD, key_B) else "reference"
     if backend == "reference":
-        if axis_name:
-            raise ValueError(f"the reference needs the whole vocabulary, not a share of it over {axis_name!r}")
         logit_BV = logprob_reference.logits(hidden_BD, table_VD, soft_cap)
-        return reference.sample(logit_BV, key_B, **settings)
+        if axis_name:
+            logit_BV = jax.lax.all_gather(logit_BV, axis_name, axis=1, tiled=True)
+        return reference.sample(logit_BV, key_B, **settings, truncated=truncated)
     if backend == "tpu":
         problem = unsupported(hidden_BD, table_VD, key_B) or _elsewhere()
         if problem:
             raise ValueError(f"backend='tpu': {problem}")
     interpret = pltpu.InterpretParams() if backend == "tpu_interpret" else False
     return tpu.sample(
-        hidden_BD, table_VD, key_B, **settings, soft_cap=soft_cap, axis_name=axis_name, interpret=interpret
+        hidden_BD,
+        table_VD,
+        key_B,
+        **settings,
+        truncated=truncated,
+        soft_cap=soft_cap,
+        axis_name=axis_name,
+        interpret=interpret,
     )
 
 

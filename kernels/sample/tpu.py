@@ -29,7 +29,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, Key, UInt
 
-from thinkfirst.kernels.sample import floor, noise
+from thinkfirst.kernels.sample import floor, noise, reference
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
 
 LANES, SUBLANES = 128, 8
@@ -52,7 +52,10 @@ class Running(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Token of each row, and its log-prob, the log-sum-exp and the entropy in nats over the kept tokens."""
+    """Token of each row, and its log-prob, the log-sum-exp and the entropy in nats over the kept tokens.
+
+    A row whose logits hold a NaN, or are all -inf, or reach +inf, gets token 0 and the log-prob NaN.
+    """
 
     token_B: Int[Array, "B"]
     logp_B: Float[Array, "B"]
@@ -110,11 +113,11 @@ def _body(
     for offset in range(0, rows, part):
         gumbel = noise.gumbel(key, (index + (start_ref[0] + offset)).astype(jnp.uint32))
         logit = _logits(table_ref, hidden_ref[0], lane_group, rows=rows, offset=offset, soft_cap=soft_cap)
-        kept = logit * rate >= floor
+        dropped = logit * rate < floor  # false for NaN, which must show in the sums
         if size % block:
-            kept &= index + offset < size
-        scaled = jnp.where(kept, logit * rate, MASKED)
-        noisy = jnp.where(kept, logit + temperature * gumbel, MASKED)
+            dropped |= index + offset >= size
+        scaled = jnp.where(dropped, MASKED, logit * rate)
+        noisy = jnp.where(dropped, MASKED, logit + temperature * gumbel)
         running = _absorb(running, logit, noisy, scaled, first + offset)
     places_ref[...] = running.token
     for number in range(5):
@@ -251,7 +254,13 @@ def draw(
         shards = jax.lax.all_gather(rows, axis_name)
         rows = functools.reduce(join, [jax.tree.map(lambda x, i=i: x[i], shards) for i in range(shards.top.shape[0])])
     lse_B = rows.top + jnp.log(rows.total)
-    return Draw(rows.token, rows.logit * rate - lse_B, lse_B, jnp.log(rows.total) - rows.weighted / rows.total)
+    fault_B = ~jnp.isfinite(lse_B)
+    return Draw(
+        jnp.where(fault_B, 0, rows.token),
+        jnp.where(fault_B, jnp.nan, rows.logit * rate - lse_B),
+        lse_B,
+        jnp.log(rows.total) - rows.weighted / rows.total,
+    )
 
 
 def sample(
@@ -262,32 +271,40 @@ def sample(
     temperature: Float[Array, ""],
     top_k: Int[Array, ""],
     top_p: Float[Array, ""],
+    min_p: Float[Array, ""],
+    truncated: bool = True,
     soft_cap: float = 0.0,
     axis_name: str | None = None,
     interpret: Any = False,
-) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
+) -> reference.Drawn:
     """(token, log-prob under the sampled distribution, floor) of each row; see `draw`.
 
-    Only where top-k or top-p are asked for are there logits in memory, and a second read of the table.
+    `truncated=False` says that top-k, top-p and min-p are off, and nothing is compiled for them.  Else the program has
+    room for a [B, V] of logits, and where one of the three is asked for it reads the table twice: the floor takes
+    dozens of looks at the logits, each of which costs a small part of what streaming the table anew would.
     """
     nothing_B = jnp.full(hidden_BD.shape[0], -jnp.inf)
 
-    def truncated() -> tuple[Array, Array]:
+    def find_floor() -> tuple[Array, Array]:
         """The floor, and the log-sum-exp that makes of it a bound for the scaled logits."""
         logit_BV = logprob_reference.logits(hidden_BD, table_VD, soft_cap) / temperature
         lse_B = jax.nn.logsumexp(logit_BV, axis=1)
         if axis_name:
             lse_B = jax.nn.logsumexp(jax.lax.all_gather(lse_B, axis_name), axis=0)
-        return floor.truncation_floor(logit_BV - lse_B[:, None], top_k, top_p, axis_name), lse_B
+        floor_B = floor.truncation_floor(logit_BV - lse_B[:, None], top_k, top_p, min_p, axis_name)
+        return jnp.where(jnp.isfinite(lse_B), floor_B, -jnp.inf), lse_B
 
-    truncating = (temperature != 0) & ((top_k > 0) | (top_p < 1.0))
-    floor_B, lse_B = jax.lax.cond(truncating, truncated, lambda: (nothing_B, jnp.zeros_like(nothing_B)))
+    floor_B, least_B = nothing_B, None
+    if truncated:
+        asked = reference.asked(greedy=temperature == 0, top_k=top_k, top_p=top_p, min_p=min_p)
+        floor_B, lse_B = jax.lax.cond(asked, find_floor, lambda: (nothing_B, jnp.zeros_like(nothing_B)))
+        least_B = floor_B + lse_B
     drawn = draw(
         hidden_BD,
         table_VD,
         noise.key_words(key_B),
         temperature=temperature,
-        floor_B=floor_B + lse_B,
+        floor_B=least_B,
         soft_cap=soft_cap,
         axis_name=axis_name,
         interpret=interpret,

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.kernels.sample import api, cases, noise, reference, tpu
 
 CAREFUL = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
-NO_TRUNCATION = {"top_k": jnp.int32(0), "top_p": jnp.float32(1)}
+NO_TRUNCATION = {"top_k": jnp.int32(0), "top_p": jnp.float32(1), "min_p": jnp.float32(0)}
 SLOW = pytest.mark.slow
 
 
@@ -26,6 +27,11 @@ def operands(rows, vocabulary, width, dtype=jnp.float32, seed=0):
     hidden_BD = jax.random.normal(hidden_key, (rows, width)).astype(dtype)
     table_VD = (2 / np.sqrt(width) * jax.random.normal(table_key, (vocabulary, width))).astype(dtype)
     return hidden_BD, table_VD, jax.random.split(row_key, rows)
+
+
+def truncation(top_k, top_p, min_p):
+    numbers = {"temperature": jnp.float32(0.8), "top_p": jnp.float32(top_p), "min_p": jnp.float32(min_p)}
+    return {"top_k": jnp.int32(top_k), **numbers}
 
 
 def float32_logits(hidden_BD, table_VD, soft_cap):
@@ -81,8 +87,8 @@ def test_truncation_is_that_of_the_reference():
     hidden_BD, table_VD, key_B = operands(8, 200, 32)
     sample = jax.jit(functools.partial(tpu.sample, hidden_BD, table_VD, key_B, interpret=True))
     logit_BV = float32_logits(hidden_BD, table_VD, 0.0)
-    for top_k, top_p in ((3, 1.0), (0, 0.6), (20, 0.9), (0, 1.0)):
-        settings = {"temperature": jnp.float32(0.8), "top_k": jnp.int32(top_k), "top_p": jnp.float32(top_p)}
+    for top_k, top_p, min_p in ((3, 1.0, 0.0), (0, 0.6, 0.0), (20, 0.9, 0.1), (0, 1.0, 0.05), (0, 1.0, 0.0)):
+        settings = truncation(top_k, top_p, min_p)
         token_B, logp_B, floor_B = sample(**settings)
         expected = reference.sample_counter(logit_BV, key_B, **settings)
         assert token_B.tolist() == expected[0].tolist()
@@ -164,7 +170,7 @@ def test_shares_of_the_vocabulary_draw_the_same_tokens(shards):
 def test_shares_of_the_vocabulary_are_truncated_together():
     hidden_BD, table_VD, key_B = operands(6, 512, 32)
     mesh = mesh_lib.make(mesh_lib.MeshConfig(data=1, tensor=4), jax.devices()[:4])
-    settings = {"temperature": jnp.float32(0.8), "top_k": jnp.int32(20), "top_p": jnp.float32(0.9)}
+    settings = truncation(20, 0.9, 0.02)
     whole, share = PartitionSpec(), PartitionSpec("tensor")
     token_B, logp_B, floor_B = jax.jit(
         jax.shard_map(
@@ -212,17 +218,63 @@ def test_backends_asked_for_by_name_run_or_raise():
         api.sample(hidden_BD, table_VD, key_B, **settings, backend="tpu")
     with pytest.raises(ValueError, match="runs on cpu"):
         api.sample(*operands(2, 20, 128), **settings, backend="tpu")
-    with pytest.raises(ValueError, match="whole vocabulary"):
-        api.sample(hidden_BD, table_VD, key_B, **settings, axis_name="tensor", backend="reference")
 
 
 @SLOW
 def test_the_interpreted_backend_draws_the_counter_tokens():
     hidden_BD, table_VD, key_B = operands(2, 20, 32)
     settings = {"temperature": jnp.float32(1), **NO_TRUNCATION}
-    actual = api.sample(hidden_BD, table_VD, key_B, **settings, soft_cap=1.0, backend="tpu_interpret")
     expected = reference.sample_counter(float32_logits(hidden_BD, table_VD, 1.0), key_B, **settings)
-    assert actual[0].tolist() == expected[0].tolist()
+    for truncated in (False, True):
+        actual = api.sample(
+            hidden_BD, table_VD, key_B, **settings, truncated=truncated, soft_cap=1.0, backend="tpu_interpret"
+        )
+        assert actual[0].tolist() == expected[0].tolist()
+
+
+@SLOW
+def test_rows_with_faults_get_token_zero_and_no_log_prob():
+    """A NaN in a hidden state, then one in the table; logits that are all -inf; all at +inf.  One row is sound."""
+    hidden_BD, table_VD, key_B = operands(4, 200, 128)
+    positive_VD = abs(table_VD) + 0.1
+    cases_of = {
+        "hidden": (hidden_BD.at[:3, 5].set(jnp.nan), table_VD, 3),
+        "table": (hidden_BD, table_VD.at[150, 3].set(jnp.nan), 4),
+        "masked": (hidden_BD.at[:3].set(-3e38), 1e6 * positive_VD, 3),
+        "infinite": (hidden_BD.at[:3].set(3e38), 1e6 * positive_VD, 3),
+    }
+    for settings in ({"temperature": jnp.float32(1), **NO_TRUNCATION}, truncation(20, 0.9, 0.01)):
+        for truncated in (False, True):
+            sample = jax.jit(functools.partial(api.sample, **settings, truncated=truncated, backend="tpu_interpret"))
+            for hidden, table, num_faults in cases_of.values():
+                token_B, logp_B, floor_B = sample(hidden, table, key_B)
+                assert token_B[:num_faults].tolist() == [0] * num_faults
+                assert np.isnan(logp_B).tolist() == [True] * num_faults + [False] * (4 - num_faults)
+                assert np.isneginf(floor_B[:num_faults]).all()
+
+
+@SLOW
+def test_only_truncation_has_logits_in_memory():
+    """Compiled for a v5e: an array of rows times vocabulary is in the one program, and not in the other."""
+    layout = SingleDeviceSharding(device("v5e:2x4"))
+    rows, vocabulary, width = 64, 262_144, 1152
+    shaped = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=layout)  # noqa: E731
+    hidden = shaped((rows, width), jnp.bfloat16)
+    table, words = shaped((vocabulary, width), jnp.bfloat16), shaped((rows, 2), jnp.uint32)
+    numbers = {name: shaped((), jnp.float32) for name in ("temperature", "top_p", "min_p")}
+    numbers["top_k"] = shaped((), jnp.int32)
+
+    def program(truncated):
+        def run(hidden, table, words, numbers):
+            return tpu.sample(hidden, table, jax.random.wrap_key_data(words), **numbers, truncated=truncated)
+
+        return jax.jit(run).lower(hidden, table, words, numbers).compile()
+
+    large = re.compile(rf"\[(?:{rows},{vocabulary}|{vocabulary},{rows})\]")
+    plain, cut = program(truncated=False), program(truncated=True)
+    assert large.search(cut.as_text())
+    assert not large.search(plain.as_text())
+    assert plain.memory_analysis().temp_size_in_bytes < 4 * 2**20
 
 
 @functools.cache

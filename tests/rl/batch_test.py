@@ -35,7 +35,19 @@ def test_experience_repeats_prompts_for_their_group():
     assert found.prompt_length_B.tolist() == [2, 2, 1, 1]
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"max_new_tokens": 0}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"min_p": 1.1}, {"min_p": -0.1}, {"max_new_tokens": 0}],
+)
 def test_bad_sampler_settings_are_refused(bad):
     with pytest.raises(ValueError, match="bad sampler setting"):
         batch.Sampling.of(**{"max_new_tokens": 5, **bad})
+
+
+def test_truncated_tells_whether_a_token_may_be_dropped():
+    asked = lambda **chosen: batch.Sampling.of(max_new_tokens=1, **chosen).truncated  # noqa: E731
+    assert not asked()
+    assert not asked(temperature=0.0, top_k=5)
+    assert asked(top_k=5)
+    assert asked(top_p=0.9)
+    assert asked(min_p=0.1)

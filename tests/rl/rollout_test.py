@@ -49,7 +49,13 @@ def sample(asked, *, shape=(1, 1, 1), group=GROUP, stop_ids=(1, 5, 9), full=Fals
     return jax.device_get(engine.sample(params, adapter, asked, sampling, jax.random.key(2)))
 
 
-SETTINGS = [{}, {"temperature": 0.7, "top_k": 8}, {"temperature": 1.3, "top_p": 0.8, "top_k": 20}]
+SETTINGS = [
+    {},
+    {"temperature": 0.7, "top_k": 8},
+    {"temperature": 1.3, "top_p": 0.8, "top_k": 20},
+    {"temperature": 1.1, "min_p": 0.1},
+    {"top_p": 0.9, "top_k": 30, "min_p": 0.05},
+]
 
 
 @pytest.mark.parametrize("chosen", SETTINGS)

@@ -12,6 +12,7 @@ from thinkfirst.rl import stages
         ({"group": 1}, "group=1 must be at least 2"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"top_p": 0.0}, "top_p=0.0"),
+        ({"min_p": 1.5}, "min_p=1.5"),
         ({"micro_batches": 5}, "cannot be cut into 5"),
         ({"steps": 0}, "steps=0"),
     ],
