@@ -62,15 +62,20 @@ def grouped(
     *,
     prompt: tuple[Float[Array, "L P T K H"], Float[Array, "L P T K H"]],
     length_P: Int[Array, "P"],
+    group_B: Int[Array, "B"],
     scale: float,
+    window: int = 0,
     soft_cap: float = 0.0,
     backend: Backend = "auto",
 ) -> tuple[Float[Array, "B N H"], reference.Pair]:
-    """One token per row against its group's prompt and its own tokens, whose first one is at `position_B` 0."""
-    _check(query_BNH, own[0].shape[3], 0, soft_cap)
-    if query_BNH.shape[0] % prompt[0].shape[1]:
-        raise ValueError(f"{query_BNH.shape[0]} rows cannot share {prompt[0].shape[1]} prompts evenly")
-    settings: dict[str, Any] = {"prompt": prompt, "length_P": length_P, "scale": scale, "soft_cap": soft_cap}
+    """One token per row against prompt `group_B` and the row's own tokens, whose first one is at `position_B` 0.
+
+    Rows may share prompts in any order, and a prompt that no row looks at is not read.  A row at position -1 is idle:
+    its context is finite and means nothing, and slot 0 of its own cache is written.
+    """
+    _check(query_BNH, own[0].shape[3], window, soft_cap)
+    settings: dict[str, Any] = {"prompt": prompt, "length_P": length_P, "group_B": group_B, "scale": scale}
+    settings |= {"window": window, "soft_cap": soft_cap}
     interpret = _chosen(backend, plans.problem(query_BNH, own[0], prompt[0].shape[2]))
     if interpret is None:
         return reference.grouped(query_BNH, new, own, layer, position_B, **settings)

@@ -11,19 +11,20 @@ TILE = 16  # slots that are written together
 SUBLANES = 8
 STEP_BYTES = 2**21  # of keys (and of values) read in one step; two of each are in VMEM
 STEP_ROWS = 8
+PROMPT_ROWS = 8  # that look at a block of their prompt together
 BLOCK = 512
 WHOLE_BYTES = 2**22  # of queries, which are in VMEM as a whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """`groups` of `parts` of `rows` rows, `block` slots of each at a time, after `tokens` shared ones of a prompt."""
+    """`batch` rows, `rows` at a time and `block` slots of each; `prompts` of `tokens`, `prompt_block` at a time."""
 
-    groups: int
-    parts: int
+    batch: int
     rows: int
     slots: int
     block: int
+    prompts: int
     tokens: int
     prompt_block: int
     kv_heads: int
@@ -40,22 +41,47 @@ class Plan:
         return -(-self.shared // SUBLANES) * SUBLANES
 
     @property
+    def chunks(self) -> int:
+        """Sets of rows that are looked at together."""
+        return self.batch // self.rows
+
+    @property
     def own_blocks(self) -> int:
         """Blocks of a row's own cache."""
         return self.slots // self.block
 
     @property
+    def own_steps(self) -> int:
+        """Steps that read the rows' own caches; they come first."""
+        return self.chunks * self.own_blocks
+
+    @property
     def prompt_blocks(self) -> int:
         """Blocks of a prompt; 0 where rows share none."""
-        return self.tokens // self.prompt_block if self.tokens else 0
+        return self.tokens // self.prompt_block if self.prompts else 0
 
     @property
     def steps(self) -> int:
-        """Steps of a group, those of the prompt first."""
-        return self.prompt_blocks + self.parts * self.own_blocks
+        """Steps in all."""
+        return self.own_steps + self.prompts * self.prompt_blocks
+
+    @property
+    def prefetched(self) -> int:
+        """Sets of numbers in scalar memory: layer and position, and four on prompts."""
+        return 6 if self.prompts else 2
+
+    @property
+    def held(self) -> int:
+        """Rows whose softmax is kept: all where prompts are still to come, else those at hand."""
+        return self.batch if self.prompts else self.rows
+
+    @property
+    def together(self) -> int:
+        """Rows that look at a block of their prompt together."""
+        return min(self.batch, PROMPT_ROWS)
 
     def stacked(self, b: int) -> slice:
-        """Where row b of a part is in what is stacked for the part."""
+        """Where row b is in what is stacked for several rows."""
         return slice(b * self.padded, (b + 1) * self.padded)
 
 
@@ -74,22 +100,21 @@ def problem(query_BNH: jax.Array, cache_LBSKH: jax.Array, tokens: int) -> str:
 
 
 def make(
-    query_BNH: jax.Array, cache_LBSKH: jax.Array, groups: int, *, tokens: int, block: int, **settings: Any
+    query_BNH: jax.Array, cache_LBSKH: jax.Array, *, prompts: int, tokens: int, block: int, **settings: Any
 ) -> Plan:
-    """Parts of up to STEP_ROWS rows and blocks of up to `block` slots, together up to STEP_BYTES of keys."""
+    """Up to STEP_ROWS rows and blocks of up to `block` slots, together up to STEP_BYTES of keys."""
     batch, heads, width = query_BNH.shape
     slots, kv_heads = cache_LBSKH.shape[2:4]
-    # Smaller parts in a group: its prompt is looked at before the first, while nothing else has to be read.
-    rows = math.gcd(batch // groups, STEP_ROWS // 2) if tokens else math.gcd(batch, STEP_ROWS)
+    rows = math.gcd(batch, STEP_ROWS)
     most = STEP_BYTES // (kv_heads * width * cache_LBSKH.dtype.itemsize)
     while rows > 1 and rows * min(slots, block) > most:
         rows //= 2
     return Plan(
-        groups=groups if tokens else batch // rows,
-        parts=batch // groups // rows if tokens else 1,
+        batch=batch,
         rows=rows,
         slots=slots,
         block=_divisor(slots, min(block, most // rows)),
+        prompts=prompts,
         tokens=tokens,
         prompt_block=_divisor(tokens, min(block, most)) if tokens else TILE,
         kv_heads=kv_heads,

@@ -74,7 +74,11 @@ def append_attention(
     window: int,
     soft_cap: float,
 ) -> tuple[Float[Array, "B N H"], Pair]:
-    """Context of each row's new token, written to its ring in one layer of a stack first, and the rings."""
+    """Context of each row's new token, written to its ring in one layer of a stack first, and the rings.
+
+    A row at position -1 is idle: it counts as one at 0.
+    """
+    position_B = jnp.maximum(position_B, 0)
     ring = written(new, ring, layer, position_B)
     key_BSKH, value_BSKH = (jax.lax.dynamic_index_in_dim(stack, layer, axis=0, keepdims=False) for stack in ring)
     context_BNH = attention(query_BNH, key_BSKH, value_BSKH, position_B, scale=scale, window=window, soft_cap=soft_cap)
@@ -90,39 +94,37 @@ def grouped(
     *,
     prompt: tuple[Float[Array, "L P T K H"], Float[Array, "L P T K H"]],
     length_P: Int[Array, "P"],
+    group_B: Int[Array, "B"],
     scale: float,
+    window: int,
     soft_cap: float,
 ) -> tuple[Float[Array, "B N H"], Pair]:
-    """Context of each row's new token over the prompt of its group and the row's own tokens, and the own caches.
+    """Context of each row's new token over prompt `group_B` and the row's own tokens, and the own caches.
 
-    Row p * G + g is sample g of prompt p.  `position_B` counts from the row's first own token, which is position 0.
+    `position_B` counts from the row's first own token, which is position 0.  A row at -1 is idle: it looks at nothing
+    but its new token, which is written at slot 0.
     """
+    length_B = jnp.where(position_B < 0, 0, length_P[group_B])
+    position_B = jnp.maximum(position_B, 0)
     own = written(new, own, layer, position_B)
     pick = lambda stack: jax.lax.dynamic_index_in_dim(stack, layer, axis=0, keepdims=False)  # noqa: E731
+    own_key, own_value = (pick(stack) for stack in own)
+    prompt_key, prompt_value = (pick(stack)[group_B] for stack in prompt)
     batch, heads, width = query_BNH.shape
-    prompts, tokens, groups = prompt[0].shape[1:4]
-    shape = (prompts, batch // prompts, groups, heads // groups, width)
-    query = query_BNH.reshape(shape)
-    own_key, own_value = (pick(stack).reshape(*shape[:2], *stack.shape[2:]) for stack in own)
-    prompt_key, prompt_value = (pick(stack) for stack in prompt)
+    tokens, groups = prompt_key.shape[1:3]
+    query = query_BNH.reshape(batch, groups, heads // groups, width)
     accurate = {"preferred_element_type": jnp.float32}
-    of_prompt = jnp.einsum("PGKJH,PTKH->PGKJT", query, prompt_key, **accurate)
-    of_own = jnp.einsum("PGKJH,PGSKH->PGKJS", query, own_key, **accurate)
+    of_prompt = jnp.einsum("BKJH,BTKH->BKJT", query, prompt_key, **accurate)
+    of_own = jnp.einsum("BKJH,BSKH->BKJS", query, own_key, **accurate)
     score = jnp.concatenate([of_prompt, of_own], axis=-1) * scale
     if soft_cap:
         score = soft_cap * jnp.tanh(score / soft_cap)
-    in_prompt_PT = jnp.arange(tokens)[None, :] < length_P[:, None]
-    in_own_BS = visible(position_B, own[0].shape[2], 0)
-    seen = jnp.concatenate(
-        [
-            jnp.broadcast_to(in_prompt_PT[:, None], (*shape[:2], tokens)),
-            in_own_BS.reshape(*shape[:2], -1),
-        ],
-        axis=-1,
-    )
-    score = jnp.where(seen[:, :, None, None, :], score, MASKED)
+    age_BT = length_B[:, None] - jnp.arange(tokens)
+    in_prompt_BT = (age_BT > 0) & (age_BT + position_B[:, None] < window) if window else age_BT > 0
+    seen = jnp.concatenate([in_prompt_BT, visible(position_B, own_key.shape[1], window)], axis=-1)
+    score = jnp.where(seen[:, None, None, :], score, MASKED)
     weight = jnp.exp(score - score.max(axis=-1, keepdims=True))
     weight = (weight / weight.sum(axis=-1, keepdims=True)).astype(own_value.dtype)
-    context = jnp.einsum("PGKJT,PTKH->PGKJH", weight[..., :tokens], prompt_value, **accurate)
-    context += jnp.einsum("PGKJS,PGSKH->PGKJH", weight[..., tokens:], own_value, **accurate)
+    context = jnp.einsum("BKJT,BTKH->BKJH", weight[..., :tokens], prompt_value, **accurate)
+    context += jnp.einsum("BKJS,BSKH->BKJH", weight[..., tokens:], own_value, **accurate)
     return context.astype(query_BNH.dtype).reshape(query_BNH.shape), own

@@ -3,31 +3,33 @@
 The caches are stacked over layers, [L, B, S, K, H], and stay where they are: the layer to use is data, prefetched into
 scalar memory, and only its blocks are read.  (A `dynamic_index` outside would copy the layer out of the stack and a
 `dynamic_update` would copy it back.)  The kernel sees a cache as [L, B, K, S, H], slots on sublanes, so that each block
-feeds the matrix unit as it lies.  The change of axes outside is a bitcast: the compiler gives a cache that is carried
-through a loop the kernel's layout.  Only one that enters or leaves a program is copied, once, and not if K = 1.
+feeds the matrix unit as it lies, and new tokens as [K, B, H], as a projection leaves them.  The changes of axes outside
+are bitcasts: the compiler gives a cache that is carried through a loop the kernel's layout.  Only one that enters or
+leaves a program is copied, once, and not if K = 1.
 
-Rows come in groups that share a prompt, and a group in parts of up to 8 rows that are looked at together; without a
-prompt a part is a group.  Grid (groups, prompt blocks + parts x own blocks), both axes sequential:
+The grid has one axis, walked in order: first all rows' own caches, then the prompts.
 
-  operand                        block                                  at group g, part p
+  operand                        block                                  at
   query, context, new key/value  whole, in VMEM
-  prompt key and value           [K, prompt block, H] of [L,P,K,T,H]    layer, g, t up to the last block in use
-  own key and value              [rows, K, block, H] of [L,B,K,S,H]     layer, (g, p), s up to the last block in use
+  own key and value              [rows, K, block, H] of [L,B,K,S,H]     layer, chunk of rows, s up to the last in use
+  prompt key and value           [K, prompt block, H] of [L,P,K,T,H]    layer, p, t up to the last in use
 
-A block beyond the last one in use is neither read (its index does not change) nor looked at.  Carried over the steps
-of a group, in VMEM: the queries in float32, those of a key/value head under each other ([K, G * J', H], J' = J rounded
-up to 8; the rows that fill up are never looked at), and the softmax so far: maximum, sum, weighted sum.  It starts from
-the new token itself, whose score needs no matrix unit; so it is never empty, and the token's slot, which may hold a
-position that the window has left behind, is masked.  Prompt and own part meet in this running softmax, which is the
-combination by log-sum-exp.  The scores of a prompt block are one matmul for all heads and samples that share it.
+A block beyond the last one in use is neither read (its index does not change) nor looked at, and so is a prompt that no
+row looks at.  Kept in VMEM, of a chunk or, if prompts follow, of all rows: the queries in float32, and the softmax so
+far (`softmax`).  It starts from the new token itself, so it is never empty, and the token's slot, which may hold a
+position that the window has left behind, is masked.
+
+Prompts: any row may look at any of them.  Rows are put in the order of their prompts outside (`groups`).  At a block of
+a prompt, the rows that look at it are taken up 8 at a time, wherever they stand in VMEM, go through the matrix unit
+together, and are put back: a prompt is read once, however many rows share it.  The last 8 may reach into the rows of
+another prompt, which are masked and put back as they were.  Own part and prompt meet in the running softmax, which is
+the combination by log-sum-exp.
 
 Writing: a slot is narrower than what memory can address, so the 16 slots around it are taken from the block at hand,
-merged with the new token and sent back by a transfer that is waited for one part later.  Nothing else is written.
+merged with the new token and sent back by a transfer that is waited for one chunk later.  Nothing else is written.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,109 +38,28 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from thinkfirst.kernels.decode_attention import plans, reference
+from thinkfirst.kernels.decode_attention import groups, plans, reference, steps, writing
+from thinkfirst.kernels.decode_attention import softmax as running
 
 VMEM_BYTES = 64 * 2**20
 INTERPRET = pltpu.InterpretParams(detect_races=True)  # fills memory with NaN, prints any race
-BY_ROWS = (((1,), (1,)), ((), ()))
-BY_COLUMNS = (((1,), (0,)), ((), ()))
 
 
-class _Known:
-    """Stands for prefetched numbers that are all the same and known when compiling."""
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-
-    def __getitem__(self, _: Any) -> jax.Array:
-        return jnp.int32(self.value)
-
-
-class _Step:
-    """Where the grid stands; `of_prompt` and `of_own` tell whether a block is to be looked at, and of what."""
-
-    def __init__(self, group: Any, place: Any, position_ref: Any, length_ref: Any, plan: plans.Plan) -> None:
-        self.group, self.place = group, place
-        own = jnp.maximum(place - plan.prompt_blocks, 0)
-        self.part = jax.lax.div(own, plan.own_blocks)
-        self.block = own - self.part * plan.own_blocks
-        self.chunk = group * plan.parts + self.part
-        self.row = self.chunk * plan.rows
-        self.last_block: Any = 0
-        if plan.own_blocks > 1:
-            newest = functools.reduce(jnp.maximum, [position_ref[self.row + b] for b in range(plan.rows)])
-            self.last_block = jax.lax.div(jnp.minimum(newest, plan.slots - 1), plan.block)
-        self.of_own = (place >= plan.prompt_blocks) & (self.block <= self.last_block)
-        self.length = length_ref[group] if plan.tokens else 0
-        self.of_prompt = (place < plan.prompt_blocks) & (place * plan.prompt_block < self.length)
-
-
-def _numbers(position_ref: Any, length_ref: Any, plan: plans.Plan) -> tuple[Any, Any]:
-    """The prefetched numbers, or what is known of them when compiling."""
-    if plan.known_position is None:
-        return position_ref, length_ref
-    return _Known(plan.known_position), _Known(plan.known_length or 0)
-
-
-def _dot(left: jax.Array, right: jax.Array, dimensions: Any) -> jax.Array:
-    precision = jax.lax.Precision.HIGHEST if right.dtype == jnp.float32 else None
-    left = left.astype(right.dtype)
-    return jax.lax.dot_general(left, right, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _capped(score: jax.Array, plan: plans.Plan) -> jax.Array:
-    score = score * plan.scale
-    return plan.soft_cap * jnp.tanh(score / plan.soft_cap) if plan.soft_cap else score
-
-
-@dataclasses.dataclass(frozen=True)
-class _Softmax:
-    """Refs of a group's running softmax, [K, G * J', ...]."""
-
-    query_ref: Any
-    maximum_ref: Any
-    total_ref: Any
-    weighted_ref: Any
-
-    def start(self, part: Any, step: _Step, operands: tuple[Any, Any, Any], plan: plans.Plan) -> None:
-        """The softmax over the new token alone, for the rows of a part."""
-        query_ref, new_key_ref, new_value_ref = operands
-        for b in range(plan.rows):
-            row = (step.group * plan.parts + part) * plan.rows + b
-            first = pl.multiple_of((part * plan.rows + b) * plan.padded, plans.SUBLANES)
-            stacked = pl.ds(first, plan.padded)
-            query = query_ref[row].astype(jnp.float32)
-            for k in range(plan.kv_heads):
-                self.query_ref[k, pl.ds(first, plan.shared)] = query[k * plan.shared : (k + 1) * plan.shared]
-                key, value = (ref[row, k : k + 1].astype(jnp.float32) for ref in (new_key_ref, new_value_ref))
-                score = jnp.sum(self.query_ref[k, stacked] * key, axis=1, keepdims=True)
-                self.maximum_ref[k, stacked] = _capped(score, plan)
-                self.total_ref[k, stacked] = jnp.ones((plan.padded, 1), jnp.float32)
-                self.weighted_ref[k, stacked] = jnp.broadcast_to(value, (plan.padded, value.shape[1]))
-
-    def extend(self, at: Any, score: jax.Array, visible: jax.Array, weigh: Callable[[jax.Array], jax.Array]) -> None:
-        """Takes in a block of scores; `weigh` multiplies weights by the block's values."""
-        score = jnp.where(visible, score, reference.MASKED)
-        before = self.maximum_ref[at]
-        maximum = jnp.maximum(before, jnp.max(score, axis=1, keepdims=True))
-        weight, fade = jnp.exp(score - maximum), jnp.exp(before - maximum)
-        self.maximum_ref[at] = maximum
-        self.total_ref[at] = self.total_ref[at] * fade + jnp.sum(weight, axis=1, keepdims=True)
-        self.weighted_ref[at] = self.weighted_ref[at] * fade + weigh(weight)
-
-    def finish(self, step: _Step, context_ref: Any, plan: plans.Plan) -> None:
-        """Writes the context of a part."""
+def _start(softmax: running.Softmax, step: steps.Step, operands: tuple[Any, ...], plan: plans.Plan) -> None:
+    """The softmax over the new token alone, for the rows of a chunk."""
+    query_ref, *new_refs = operands
+    for b in range(plan.rows):
+        at = running.place(_kept(step, plan) + b, plan)
+        query = query_ref[step.row + b].astype(jnp.float32)
         for k in range(plan.kv_heads):
-            context = self.weighted_ref[k, _part(step, plan)] / self.total_ref[k, _part(step, plan)]
-            for b in range(plan.rows):
-                heads = context[b * plan.padded : b * plan.padded + plan.shared].astype(context_ref.dtype)
-                context_ref[step.row + b, k * plan.shared : (k + 1) * plan.shared] = heads
+            softmax.query_ref[k, pl.ds(at.start, plan.shared)] = query[k * plan.shared : (k + 1) * plan.shared]
+            key, value = (ref[k, pl.ds(step.row + b, 1)] for ref in new_refs)
+            softmax.start(k, at, (key, value), plan)
 
 
-def _part(step: _Step, plan: plans.Plan) -> Any:
-    """Where the rows of a part are in what is stacked for the group."""
-    size = plan.rows * plan.padded
-    return pl.ds(pl.multiple_of(step.part * size, plans.SUBLANES), size)
+def _kept(step: steps.Step, plan: plans.Plan) -> Any:
+    """At which place the softmax of the first row of the chunk is kept."""
+    return step.row if plan.prompts else 0
 
 
 def _seen(position: jax.Array, block: jax.Array, plan: plans.Plan) -> jax.Array:
@@ -151,156 +72,145 @@ def _seen(position: jax.Array, block: jax.Array, plan: plans.Plan) -> jax.Array:
 
 
 def _extend_by_own(
-    softmax: _Softmax, step: _Step, position_ref: Any, blocks: tuple[Any, ...], plan: plans.Plan
+    softmax: running.Softmax, step: steps.Step, data: steps.Data, blocks: tuple[Any, ...], plan: plans.Plan
 ) -> None:
-    """Every row of the part against a block of its own cache."""
+    """Every row of the chunk against a block of its own cache."""
     key_ref, value_ref = blocks
     rows = range(plan.rows)
-    seen = jnp.concatenate([_seen(position_ref[step.row + b], step.block, plan) for b in rows])
+    chunk = [running.place(_kept(step, plan), plan, count=plan.rows)]
+    seen = jnp.concatenate([_seen(data.position[step.row + b], step.block, plan) for b in rows])
     for k in range(plan.kv_heads):
-        query = softmax.query_ref[k, _part(step, plan)]
-        score = jnp.concatenate([_dot(query[plan.stacked(b)], key_ref[b, k], BY_ROWS) for b in rows])
+        query = softmax.queries(k, chunk)
+        score = jnp.concatenate([running.dot(query[plan.stacked(b)], key_ref[b, k], running.BY_ROWS) for b in rows])
 
         def weigh(weight: jax.Array, k: int = k) -> jax.Array:
-            parts = [_dot(weight[plan.stacked(b)], value_ref[b, k], BY_COLUMNS) for b in rows]
+            parts = [running.dot(weight[plan.stacked(b)], value_ref[b, k], running.BY_COLUMNS) for b in rows]
             return jnp.concatenate(parts)
 
-        softmax.extend((k, _part(step, plan)), _capped(score, plan), seen, weigh)
+        softmax.extend(k, chunk, (running.capped(score, plan), seen), weigh)
 
 
-def _extend_by_prompt(softmax: _Softmax, step: _Step, blocks: tuple[Any, ...], plan: plans.Plan) -> None:
-    """All rows of the group against a block of the prompt that they share."""
-    key_ref, value_ref = blocks
-    shape = (plan.parts * plan.rows * plan.padded, plan.prompt_block)
-    token = step.place * plan.prompt_block + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    for k in range(plan.kv_heads):
-        score = _dot(softmax.query_ref[k], key_ref[k], BY_ROWS)
-        weigh = functools.partial(lambda weight, k: _dot(weight, value_ref[k], BY_COLUMNS), k=k)
-        softmax.extend(k, _capped(score, plan), token < step.length, weigh)
+def _in_prompt(step: steps.Step, position: jax.Array, shares: jax.Array, plan: plans.Plan) -> jax.Array:
+    """Which tokens of a block of the prompt a row at `position` may look at, if it `shares` it."""
+    token = jax.lax.broadcasted_iota(jnp.int32, (plan.padded, plan.prompt_block), 1)
+    token += step.tokens * plan.prompt_block
+    inside = token < jnp.where(shares, step.length, 0)
+    return inside & (token > step.length + position - plan.window) if plan.window else inside
 
 
-@dataclasses.dataclass(frozen=True)
-class _Writer:
-    """Sends the slots around each new token back to one cache: 16 at a time, the old ones from the block at hand."""
+def _extend_by_prompt(
+    softmax: running.Softmax, step: steps.Step, data: steps.Data, refs: tuple[Any, ...], plan: plans.Plan
+) -> None:
+    """All rows that share a prompt against a block of it, and their contexts once it is the last."""
+    key_ref, value_ref, context_ref = refs
 
-    cache_ref: Any
-    block_ref: Any
-    new_ref: Any
-    tile_ref: Any
-    semaphore: Any
-
-    def copy(self, layer: jax.Array, chunk: jax.Array, b: int, slot: jax.Array, plan: plans.Plan) -> Any:
-        """The transfer of row b of a chunk; chunks take turns with two sets of tiles."""
-        turn = jax.lax.rem(chunk, 2)
-        target = self.cache_ref.at[layer, chunk * plan.rows + b, :, pl.ds(_tile(slot), plans.TILE)]
-        return pltpu.make_async_copy(self.tile_ref.at[turn, b], target, self.semaphore.at[turn])
-
-    def send(self, layer: jax.Array, step: _Step, b: int, slot: jax.Array, plan: plans.Plan) -> None:
-        """Merges row b's new token into its tile and starts to write it."""
-        start = pl.multiple_of(_tile(slot) - step.block * plan.block, plans.TILE)
+    def extend(turn: jax.Array, _: None) -> None:
+        begin = step.begin + turn * plan.together
+        start = jnp.minimum(begin, plan.batch - plan.together)
+        rows = [data.order[start + b] for b in range(plan.together)]
+        shares = [(start + b >= begin) & (start + b < step.end) for b in range(plan.together)]
+        places = [running.place(row, plan) for row in rows]
+        seen = [_in_prompt(step, data.position[row], mine, plan) for row, mine in zip(rows, shares, strict=True)]
         for k in range(plan.kv_heads):
-            tile = self.block_ref[b, k, pl.ds(start, plans.TILE)].astype(jnp.float32)
-            here = jax.lax.broadcasted_iota(jnp.int32, tile.shape, 0) == slot - _tile(slot)
-            tile = jnp.where(here, self.new_ref[step.row + b, k : k + 1].astype(jnp.float32), tile)
-            self.tile_ref[jax.lax.rem(step.chunk, 2), b, k] = tile.astype(self.tile_ref.dtype)
-        self.copy(layer, step.chunk, b, slot, plan).start()
+            score = running.dot(softmax.queries(k, places), key_ref[k], running.BY_ROWS)
+            weigh = functools.partial(lambda weight, k: running.dot(weight, value_ref[k], running.BY_COLUMNS), k=k)
+            softmax.extend(k, places, (running.capped(score, plan), jnp.concatenate(seen)), weigh)
+        pl.when(step.ends_prompt)(lambda: softmax.finish(context_ref, rows, places, plan))
+
+    turns = jax.lax.div(step.end - step.begin + plan.together - 1, plan.together)
+    jax.lax.fori_loop(0, turns, extend, None)
 
 
-def _tile(slot: jax.Array) -> jax.Array:
-    """First slot of the tile that holds a slot."""
-    return pl.multiple_of(slot & ~(plans.TILE - 1), plans.TILE)
-
-
-def _kernel(
-    layer_ref: Any, position_ref: Any, length_ref: Any,
-    query_ref: Any, new_key_ref: Any, new_value_ref: Any, key_ref: Any, value_ref: Any, *refs: Any, plan: plans.Plan,
-) -> None:  # fmt: skip
-    num_prompt_refs = 2 if plan.tokens else 0
-    prompt_refs, refs = refs[:num_prompt_refs], refs[num_prompt_refs:]
-    context_ref, key_cache_ref, value_cache_ref, key_tile_ref, value_tile_ref, semaphore, *state_refs = refs
-    position_ref, length_ref = _numbers(position_ref, length_ref, plan)
-    softmax, layer = _Softmax(*state_refs), layer_ref[0]
+def _kernel(*refs: Any, plan: plans.Plan) -> None:
+    prefetched, refs = refs[: plan.prefetched], refs[plan.prefetched :]
+    (query_ref, *fresh_refs, key_ref, value_ref), refs = refs[:5], refs[5:]
+    prompt_refs, refs = (refs[:2], refs[2:]) if plan.prompts else ((), refs)
+    context_ref, key_cache_ref, value_cache_ref, *scratch_refs = refs
+    new_key_ref, new_value_ref, key_tile_ref, value_tile_ref, semaphore, *state_refs = scratch_refs
+    data, softmax = steps.Data.of(prefetched, plan), running.Softmax(*state_refs)
+    place, layer = pl.program_id(0), prefetched[0][0]
+    step = steps.Step(place, data, plan)
     writers = (
-        _Writer(key_cache_ref, key_ref, new_key_ref, key_tile_ref, semaphore.at[0]),
-        _Writer(value_cache_ref, value_ref, new_value_ref, value_tile_ref, semaphore.at[1]),
+        writing.Writer(key_cache_ref, key_ref, new_key_ref, key_tile_ref, semaphore.at[0]),
+        writing.Writer(value_cache_ref, value_ref, new_value_ref, value_tile_ref, semaphore.at[1]),
     )
-    step = _Step(pl.program_id(0), pl.program_id(1), position_ref, length_ref, plan)
 
-    @pl.when(step.place == 0)
+    @pl.when(place == 0)
     def _() -> None:
-        operands = (query_ref, new_key_ref, new_value_ref)
-        jax.lax.fori_loop(0, plan.parts, lambda part, _: softmax.start(part, step, operands, plan), None)
+        for fresh_ref, new_ref in zip(fresh_refs, (new_key_ref, new_value_ref), strict=True):
+            new_ref[...] = fresh_ref[...].astype(jnp.float32)
 
-    if plan.tokens:
-
-        @pl.when(step.of_prompt)
-        def look_at_prompt() -> None:
-            _extend_by_prompt(softmax, step, prompt_refs, plan)
+    @pl.when((place < plan.own_steps) & (step.block == 0))
+    def _() -> None:
+        _start(softmax, step, (query_ref, new_key_ref, new_value_ref), plan)
 
     @pl.when(step.of_own)
     def _() -> None:
         for b in range(plan.rows):
-            slot = jax.lax.rem(position_ref[step.row + b], plan.slots)
+            slot = jax.lax.rem(data.position[step.row + b], plan.slots)
 
             @pl.when(jax.lax.div(slot, plan.block) == step.block)
             def _(b: int = b, slot: jax.Array = slot) -> None:
                 for writer in writers:
                     writer.send(layer, step, b, slot, plan)
 
-        _extend_by_own(softmax, step, position_ref, (key_ref, value_ref), plan)
+        _extend_by_own(softmax, step, data, (key_ref, value_ref), plan)
 
     def wait_for_writes(chunk: jax.Array) -> None:
         for b in range(plan.rows):
-            slot = jax.lax.rem(position_ref[chunk * plan.rows + b], plan.slots)
+            slot = jax.lax.rem(data.position[chunk * plan.rows + b], plan.slots)
             for writer in writers:
-                writer.copy(layer, chunk, b, slot, plan).wait()
+                writer.wait(layer, chunk, b, slot, plan)
 
-    @pl.when((step.place >= plan.prompt_blocks) & (step.block == plan.own_blocks - 1))
+    @pl.when(step.ends_own)
     def _() -> None:
-        softmax.finish(step, context_ref, plan)
+        rows = [step.row + b for b in range(plan.rows)]
+        places = [running.place(_kept(step, plan) + b, plan) for b in range(plan.rows)]
+        softmax.finish(context_ref, rows, places, plan)
         pl.when(step.chunk > 0)(lambda: wait_for_writes(step.chunk - 1))
-        pl.when(step.chunk == plan.groups * plan.parts - 1)(lambda: wait_for_writes(step.chunk))
+        pl.when(step.chunk == plan.chunks - 1)(lambda: wait_for_writes(step.chunk))
+
+    if plan.prompts:
+
+        @pl.when(step.of_prompt)
+        def _() -> None:
+            _extend_by_prompt(softmax, step, data, (*prompt_refs, context_ref), plan)
 
 
 def _call(
-    query_BNH: jax.Array, new: Any, own: Any, layer: jax.Array, position_B: jax.Array, *,
-    prompt: tuple[jax.Array, ...], length: jax.Array, plan: plans.Plan, name: str, interpret: Any,
+    query_BNH: jax.Array, new: Any, own: Any, numbers: tuple[jax.Array, ...], *,
+    prompt: tuple[jax.Array, ...], plan: plans.Plan, name: str, interpret: Any,
 ) -> tuple[jax.Array, reference.Pair]:  # fmt: skip
     width, dtype = query_BNH.shape[2], own[0].dtype
-
-    def own_block(group: jax.Array, place: jax.Array, layer: Any, position: Any, length: Any) -> Any:
-        step = _Step(group, place, *_numbers(position, length, plan), plan)
-        return layer[0], step.chunk, 0, jnp.minimum(step.block, step.last_block), 0
-
-    def prompt_block(group: jax.Array, place: jax.Array, layer: Any, position: Any, length: Any) -> Any:
-        _, length = _numbers(position, length, plan)
-        last = jax.lax.div(jnp.maximum(length[group] - 1, 0), plan.prompt_block)
-        return layer[0], group, 0, jnp.minimum(place, last), 0
-
     whole, anywhere = pl.BlockSpec(memory_space=pltpu.VMEM), pl.BlockSpec(memory_space=pl.ANY)
-    own_spec = pl.BlockSpec((None, plan.rows, plan.kv_heads, plan.block, width), own_block)
-    prompt_spec = pl.BlockSpec((None, None, plan.kv_heads, plan.prompt_block, width), prompt_block)
+    own_spec = pl.BlockSpec(
+        (None, plan.rows, plan.kv_heads, plan.block, width), functools.partial(steps.own_block, plan=plan)
+    )
+    prompt_spec = pl.BlockSpec(
+        (None, None, plan.kv_heads, plan.prompt_block, width), functools.partial(steps.prompt_block, plan=plan)
+    )
+    new_token = pltpu.VMEM((plan.kv_heads, plan.batch, width), jnp.float32)
     tile = pltpu.VMEM((2, plan.rows, plan.kv_heads, plans.TILE, width), dtype)
-    stacked = (plan.kv_heads, plan.parts * plan.rows * plan.padded)
+    stacked = (plan.kv_heads, plan.held * plan.padded)
     state = [pltpu.VMEM((*stacked, size), jnp.float32) for size in (width, 1, 1, width)]
+    heads_first = [x.swapaxes(0, 1) for x in new]
     slots_inside = [cache.swapaxes(2, 3) for cache in (*own, *prompt)]
+    first_cache = len(numbers) + 3
     context_BNH, *written = pl.pallas_call(
         functools.partial(_kernel, plan=plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=3,
-            grid=(plan.groups, plan.steps),
+            num_scalar_prefetch=len(numbers),
+            grid=(plan.steps,),
             in_specs=[whole] * 3 + [own_spec] * 2 + [prompt_spec] * len(prompt),
             out_specs=[whole, anywhere, anywhere],
-            scratch_shapes=[tile, tile, pltpu.SemaphoreType.DMA((2, 2)), *state],
+            scratch_shapes=[new_token, new_token, tile, tile, pltpu.SemaphoreType.DMA((2, 2)), *state],
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query_BNH, *slots_inside[:2])],
-        input_output_aliases={6: 1, 7: 2},
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
-        ),
+        input_output_aliases={first_cache: 1, first_cache + 1: 2},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES),
         interpret=interpret,
         name=name,
-    )(jnp.reshape(layer, (1,)), position_B, length, query_BNH, *new, *slots_inside)
+    )(*numbers, query_BNH, *heads_first, *slots_inside)
     return context_BNH, (written[0].swapaxes(2, 3), written[1].swapaxes(2, 3))
 
 
@@ -324,13 +234,11 @@ def append_attention(
     a static profile reads prefetched data as zeros.
     """
     plan = plans.make(
-        query_BNH, ring[0], ring[0].shape[1], tokens=0, block=block, scale=scale, window=window, soft_cap=soft_cap,
+        query_BNH, ring[0], prompts=0, tokens=0, block=block, scale=scale, window=window, soft_cap=soft_cap,
         known_position=known_position, known_length=None,
     )  # fmt: skip
-    return _call(
-        query_BNH, new, ring, layer, position_B, prompt=(), length=jnp.zeros((1,), jnp.int32), plan=plan,
-        name="append_attention", interpret=interpret,
-    )  # fmt: skip
+    numbers = (jnp.reshape(layer, (1,)), position_B)
+    return _call(query_BNH, new, ring, numbers, prompt=(), plan=plan, name="append_attention", interpret=interpret)
 
 
 def grouped(
@@ -342,7 +250,9 @@ def grouped(
     *,
     prompt: tuple[Float[Array, "L P T K H"], Float[Array, "L P T K H"]],
     length_P: Int[Array, "P"],
+    group_B: Int[Array, "B"],
     scale: float,
+    window: int,
     soft_cap: float,
     block: int = plans.BLOCK,
     known: tuple[int, int] | None = None,
@@ -350,14 +260,16 @@ def grouped(
 ) -> tuple[Float[Array, "B N H"], reference.Pair]:
     """Context of each row's new token over its prompt and its own tokens; see reference.grouped.
 
-    `known`: the position of every row and the length of every prompt, as in `append_attention`.
+    `known` says when compiling the position of every row and the length of every prompt, as in `append_attention`, and
+    that row b looks at prompt b // (B / P).
     """
+    prompts, tokens = prompt[0].shape[1:3]
     plan = plans.make(
-        query_BNH, own[0], prompt[0].shape[1], tokens=prompt[0].shape[2], block=block,
-        scale=scale, window=0, soft_cap=soft_cap,
+        query_BNH, own[0], prompts=prompts, tokens=tokens, block=block,
+        scale=scale, window=window, soft_cap=soft_cap,
         known_position=known[0] if known else None, known_length=known[1] if known else None,
     )  # fmt: skip
-    return _call(
-        query_BNH, new, own, layer, position_B, prompt=prompt, length=length_P, plan=plan,
-        name="grouped_decode", interpret=interpret,
-    )  # fmt: skip
+    looked_at_B = groups.looked_at(group_B, position_B, prompts, window)
+    order_B, first = groups.runs(looked_at_B, prompts)
+    numbers = (jnp.reshape(layer, (1,)), position_B, looked_at_B, order_B, first, length_P)
+    return _call(query_BNH, new, own, numbers, prompt=prompt, plan=plan, name="grouped_decode", interpret=interpret)

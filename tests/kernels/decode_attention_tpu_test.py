@@ -91,50 +91,87 @@ def test_blocks_beyond_every_rows_length_are_skipped(capfd, monkeypatch, positio
     _assert_same((context, written), expected, capfd)
 
 
-def _check_grouped(capfd, shape, position, length, *, tokens, dtype=jnp.float32, **settings):
+def _check_grouped(capfd, shape, position, length, group, *, tokens, dtype=jnp.float32, **settings):
+    """`group`: the prompt of each row; what no row looks at of the prompts is NaN wherever it is never read."""
     query, new, own, layer = _operands(dtype, *shape)
-    prompts = len(length)
     rng = np.random.default_rng(1)
-    prompt = tuple(_stack(rng, dtype, prompts, tokens, shape[2], shape[3]) for _ in range(2))
-    settings = {"length_P": jnp.array(length), "scale": shape[3] ** -0.5, "soft_cap": 0.0, **settings}
+    prompt = tuple(_stack(rng, dtype, len(length), tokens, shape[2], shape[3]) for _ in range(2))
+    settings = {"length_P": jnp.array(length), "group_B": jnp.array(group), "scale": shape[3] ** -0.5, **settings}
+    settings = {"window": 0, "soft_cap": 0.0, **settings}
     position_B = jnp.array(position)
-    actual = api.grouped(query, new, own, layer, position_B, prompt=prompt, backend="tpu_interpret", **settings)
+    looks = {g for g, p in zip(group, position, strict=True) if p >= 0}
+    unused = jnp.array([p not in looks for p in range(len(length))])[None, :, None, None, None]
+    unread = tuple(jnp.where(unused, jnp.nan, cache) for cache in prompt)
+    actual = api.grouped(query, new, own, layer, position_B, prompt=unread, backend="tpu_interpret", **settings)
     expected = reference.grouped(*_float32((query, new, own)), layer, position_B, prompt=_float32(prompt), **settings)
     _assert_same(actual, expected, capfd)
 
 
-@pytest.mark.slow
-def test_two_prompts_shared_by_two_rows_each(capfd):
-    _check_grouped(capfd, (4, 4, 2, 64, 32), [0, 5, 20, 31], [1, 32], tokens=32, soft_cap=5.0)
+def test_rows_of_two_prompts_in_any_order(capfd):
+    """Prompts of 1 and 32 tokens, one between them that no row looks at, and an idle row that looks at the last."""
+    shape = (5, 4, 2, 64, 32)
+    _check_grouped(capfd, shape, [0, 5, 20, 31, -1], [1, 9, 32, 7], [2, 0, 2, 0, 3], tokens=32, soft_cap=5.0)
+
+
+SCATTERED = [3, 1, 3, 3, 0, 1, 3, 3, 3, 1, 3, 3]  # runs of 1, 3, 0 and 8 rows
 
 
 @pytest.mark.slow
-def test_groups_in_parts_and_prompts_in_blocks(capfd, monkeypatch):
-    """Groups of 4 rows in two parts, prompts of three blocks of which one, none and three are in use."""
+@pytest.mark.parametrize("group", [[0] * 4 + [1] * 4 + [2] * 4, [1] * 12, SCATTERED, list(range(12))])
+def test_runs_of_any_length_and_prompts_in_blocks(capfd, monkeypatch, group):
+    """Four rows at a time, own caches of two blocks; prompts of three blocks, of which one, none and three are used."""
     monkeypatch.setattr(plans, "STEP_ROWS", 4)
+    monkeypatch.setattr(plans, "PROMPT_ROWS", 4)
     monkeypatch.setattr(plans, "STEP_BYTES", 32 * 64 * 4)
-    shape = (12, 4, 1, 64, 32)
-    _check_grouped(capfd, shape, [0, 5, 20, 31, 1, 2, 3, 4, 30, 15, 16, 17], [20, 0, 96], tokens=96)
+    shape, position = (12, 4, 1, 64, 64), [0, 5, 20, 31, 1, 2, 63, 64, 130, 15, 16, 17]
+    _check_grouped(capfd, shape, position, [20, 0, 96, 33, *range(8)], group, tokens=96)
+
+
+@pytest.mark.slow
+def test_a_window_over_prompt_and_own_tokens(capfd):
+    """A ring of 32 slots: rows whose window holds all of the prompt, a part, one token and none of it."""
+    shape, position = (6, 4, 1, 64, 32), [0, 4, 30, 31, 32, 100]
+    _check_grouped(capfd, shape, position, [48, 20, 48], [0, 0, 0, 1, 2, 1], tokens=48, window=32)
 
 
 @pytest.mark.slow
 def test_a_group_of_three_in_bfloat16(capfd):
-    _check_grouped(capfd, (3, 4, 1, 128, 64), [0, 63, 40], [33], tokens=48, dtype=jnp.bfloat16)
+    _check_grouped(capfd, (3, 4, 1, 128, 64), [0, 63, 40], [33], [0, 0, 0], tokens=48, dtype=jnp.bfloat16)
 
 
-def test_the_reference_of_a_group_is_attention_over_one_long_cache():
-    """The prompt before each row's own tokens in a cache of its own; rows with prompts of full length."""
+def _check_reference(group, position, window):
+    """The reference against the attention of a cache that holds prompt and own tokens of one row."""
+    tokens, lengths = 5, [5, 3]
     query, new, own, layer = _operands(jnp.float32, 4, 4, 2, 8, 6)
     rng = np.random.default_rng(2)
-    prompt = tuple(_stack(rng, jnp.float32, 2, 5, 2, 8) for _ in range(2))
-    position_B, settings = jnp.array([0, 3, 5, 1]), {"scale": 0.3, "soft_cap": 4.0}
-    context, written = api.grouped(
-        query, new, own, layer, position_B, prompt=prompt, length_P=jnp.array([5, 5]), **settings
-    )
-    whole = tuple(jnp.concatenate([jnp.repeat(p, 2, axis=1), o], axis=2) for p, o in zip(prompt, own, strict=True))
-    expected, rings = api.append_attention(query, new, whole, layer, position_B + 5, **settings)
-    tolerance.assert_close(context, expected)
-    np.testing.assert_array_equal(written[0], rings[0][:, :, 5:])
+    prompt = tuple(_stack(rng, jnp.float32, 2, tokens, 2, 8) for _ in range(2))
+    shared = {"scale": 0.3, "soft_cap": 4.0, "window": window}
+    settings = {"prompt": prompt, "length_P": jnp.array(lengths), "group_B": jnp.array(group), **shared}
+    context, written = api.grouped(query, new, own, layer, jnp.array(position), **settings)
+    for b, (prompt_of, at) in enumerate(zip(group, position, strict=True)):
+        length = lengths[prompt_of]
+        whole = tuple(
+            jnp.concatenate([p[:, prompt_of, None, :length], o[:, b, None]], axis=2)
+            for p, o in zip(prompt, own, strict=True)
+        )
+        one = tuple(x[b : b + 1] for x in new)
+        expected, rings = api.append_attention(query[b : b + 1], one, whole, layer, jnp.array([length + at]), **shared)
+        tolerance.assert_close(context[b], expected[0])
+        np.testing.assert_array_equal(written[0][:, b], rings[0][:, 0, length:])
+
+
+@pytest.mark.parametrize(("group", "window"), [([0, 0, 1, 1], 0), ([1, 0, 0, 1], 0), ([1, 0, 0, 1], 4)])
+def test_the_reference_of_a_group_is_attention_over_one_long_cache(group, window):
+    _check_reference(group, [0, 3, 5, 1], window)
+
+
+def test_idle_rows_are_finite_and_write_slot_0_of_their_own():
+    query, new, own, layer = _operands(jnp.float32, 2, 4, 2, 64, 32)
+    settings = {"prompt": own, "length_P": jnp.array([3, 4]), "group_B": jnp.array([0, 1]), "scale": 1.0}
+    context, written = api.grouped(query, new, own, layer, jnp.array([-1, -1]), **settings)
+    tolerance.assert_close(context, jnp.repeat(new[1], 2, axis=1))
+    for before, after, token in zip(own, written, new, strict=True):
+        np.testing.assert_array_equal(after, before.at[1, :, 0].set(token))
 
 
 def test_bytes_of_a_shared_prompt():
@@ -154,9 +191,6 @@ def test_what_the_kernel_cannot_do_is_refused_by_name():
     query, new, ring, layer = _operands(jnp.float32, 2, 4, 2, 64, 32)
     with pytest.raises(ValueError, match="needs a TPU"):
         ask("tpu")
-    odd = _operands(jnp.float32, 3, 4, 2, 64, 32)[:3]
-    with pytest.raises(ValueError, match="3 rows cannot share 2 prompts"):
-        api.grouped(*odd, jnp.int32(1), jnp.zeros(3, int), prompt=ring, length_P=jnp.ones(2, int), scale=1.0)
 
 
 # The real compiler, with no TPU.
@@ -199,9 +233,10 @@ def test_gemma_2_compiles(chip):
 
     def both(query, new, own, place, shared):
         (layer, position), (prompt, length) = place, shared
-        settings = {"scale": 1 / 16, "soft_cap": 50.0}
-        context, own = tpu.grouped(query, new, own, layer, position, prompt=prompt, length_P=length, **settings)
-        return tpu.append_attention(context, new, own, layer, position, window=0, **settings)
+        settings = {"scale": 1 / 16, "soft_cap": 50.0, "window": 0}
+        group = {"length_P": length, "group_B": jnp.flip(position) % 2}
+        context, own = tpu.grouped(query, new, own, layer, position, prompt=prompt, **group, **settings)
+        return tpu.append_attention(context, new, own, layer, position, **settings)
 
     operands = (query, (new, new), (cache, cache), (number(), number(8)), ((prompt, prompt), number(2)))
     _compiled(both, chip(operands))
