@@ -3,7 +3,7 @@
 import dataclasses
 
 from thinkfirst.core import mesh as mesh_lib
-from thinkfirst.rl import curriculum, learner, optimizer
+from thinkfirst.rl import curriculum, objective, optimizer
 from thinkfirst.rl.data import source
 
 
@@ -80,7 +80,7 @@ class Grpo:
     optimizer: optimizer.OptimizerConfig
     phases: tuple[curriculum.Phase, ...]
     rewards: RewardSchedule
-    loss: learner.LossConfig = dataclasses.field(default_factory=learner.LossConfig)
+    loss: objective.LossConfig = dataclasses.field(default_factory=objective.LossConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     name: str = "grpo"
     steps: int = 100
