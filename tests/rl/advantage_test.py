@@ -88,6 +88,14 @@ def test_a_group_of_unknown_rewards_has_no_signal():
     assert (advantage.group_relative(np.arange(6.0).reshape(2, 3), nothing) == 0).all()
 
 
+def test_what_stands_for_an_unknown_reward_makes_no_signal():
+    """Whether it is above, below or between the known ones."""
+    rewards = np.array([[-1.0, 7.0, -1.0], [2.0, -7.0, 2.0], [-1.0, 0.0, 1.0]])
+    known = np.array([[True, False, True]] * 3)
+    assert advantage.has_no_signal(rewards, known).tolist() == [True, True, False]
+    assert advantage.has_no_signal(rewards).tolist() == [False, False, False]
+
+
 def test_a_known_reward_that_is_not_finite_is_named_by_every_estimator():
     for estimate in advantage.ESTIMATORS.values():
         with pytest.raises(ValueError, match=r"\[0, 1\]"):
