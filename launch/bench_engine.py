@@ -13,7 +13,7 @@ import numpy as np
 from thinkfirst.core import mesh, sharding
 from thinkfirst.launch import timing
 from thinkfirst.models import config, gemma, lora
-from thinkfirst.rl import batch, learner, optimizer, rollout, trainer
+from thinkfirst.rl import batch, learner, objective, optimizer, rollout, trainer
 
 NUM_PROMPTS, GROUP, PROMPT_TOKENS, ROOM = 24, 8, 64, 64
 GAP = 1e-5  # nats between engine and learner, float32
@@ -47,7 +47,7 @@ class Setting:
     def updater(self, found: batch.Rollout) -> Callable[[], Any]:
         """One optimiser step on `found`."""
         transform = optimizer.make(optimizer.OptimizerConfig(learning_rate=1e-3), 10)
-        step = learner.make_step(self.model, transform, learner.LossConfig(), micro_batches=2, remat=False)
+        step = learner.make_step(self.model, transform, objective.LossConfig(), micro_batches=2, remat=False)
         advantage_B = np.resize(np.array([1, -1], np.float32), NUM_PROMPTS * GROUP)
         rows = batch.experience(self.prompts, found, advantage_B)
         rows = jax.device_put(trainer.trimmed(rows), sharding.rows(self.mesh))

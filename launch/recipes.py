@@ -7,7 +7,7 @@ changed on the command line with --set.
 import pathlib
 from collections.abc import Callable
 
-from thinkfirst.rl import curriculum, learner, optimizer, stages
+from thinkfirst.rl import curriculum, objective, optimizer, stages
 from thinkfirst.rl.data import source
 
 DEMO_BASE = pathlib.Path(__file__).parent / "demo_base"
@@ -98,7 +98,7 @@ def _demo(recipe: str, *, sft_steps: int, grpo_steps: int, held_out: int) -> sta
                     curriculum.Phase("mixed", until=0, difficulties=("easy", "medium", "medium", "hard")),
                 ),
                 rewards=show_work_rewards(over=grpo_steps),
-                loss=learner.LossConfig(beta=0.03),
+                loss=objective.LossConfig(beta=0.03),
             ),
             evaluate("grpo"),
         ),

@@ -1,6 +1,5 @@
 """The GRPO train step: policy and reference log-probs of an Experience, loss, gradient of the adapter, optimiser."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,18 +9,9 @@ import optax
 from jaxtyping import Array, Float
 
 from thinkfirst.models import gemma, lora
-from thinkfirst.rl import batch, loss, optimizer
+from thinkfirst.rl import batch, entropy, objective, optimizer
 
 Logprobs = tuple[Float[Array, "B T"], Float[Array, "B T"]]
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """Strength of the KL term and the trust region."""
-
-    beta: float = 0.03
-    clip_low: float = 0.2
-    clip_high: float = 0.2
 
 
 def completion_logprob(
@@ -52,7 +42,7 @@ def completion_logprob(
 def make_step(
     model: gemma.Model,
     transform: optax.GradientTransformation,
-    config: LossConfig,
+    config: objective.LossConfig,
     *,
     micro_batches: int,
     remat: bool,
@@ -64,33 +54,62 @@ def make_step(
     updated (metric `skipped`).  adapter and opt_state are donated.
     """
 
+    loss_of = objective.make(config)
+
     def micro_loss(
-        adapter: lora.Adapter, params: gemma.Params, rows: batch.Experience, num_rows: int, temperature: jax.Array
+        adapter: lora.Adapter,
+        params: gemma.Params,
+        rows: batch.Experience,
+        totals: objective.Totals,
+        entropy_floor: jax.Array,
+        *,
+        temperature: jax.Array,
     ) -> Any:
         logp_BT, entropy_BT = completion_logprob(model, params, adapter, rows, temperature=temperature, remat=remat)
         ref_logp_BT, _ = completion_logprob(model, params, None, rows, temperature=temperature)
-        mask_BT = batch.length_mask(rows.completion_length_B, rows.completion_BT.shape[1])
-        value, terms = loss.grpo(
-            logp_BT,
-            jnp.asarray(rows.old_logp_BT),
-            jax.lax.stop_gradient(ref_logp_BT),
-            jnp.asarray(rows.advantage_B),
-            mask_BT,
-            num_rows=num_rows,
-            beta=config.beta,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
+        sampler_logp_BT = jnp.asarray(rows.old_logp_BT)
+        corrected = config.correction != "none"
+        tokens = objective.Tokens(
+            logp_BT=logp_BT,
+            entropy_BT=entropy_BT,
+            # Corrected for the sampler, the policy before the update is the learner's own: the one being updated.
+            old_logp_BT=jax.lax.stop_gradient(logp_BT) if corrected else sampler_logp_BT,
+            sampler_logp_BT=sampler_logp_BT,
+            ref_logp_BT=ref_logp_BT,
+            advantage_B=jnp.asarray(rows.advantage_B),
+            mask_BT=batch.length_mask(rows.completion_length_B, rows.completion_BT.shape[1]),
+            entropy_floor=entropy_floor,
         )
-        return value, _sums(terms, mask_BT, logp_BT, entropy_BT, old_logp_BT=rows.old_logp_BT, num_rows=num_rows)
+        value, terms = loss_of(tokens, totals)
+        return value, _sums(terms, tokens)
+
+    def floor_of_top_entropy(
+        adapter: lora.Adapter, params: gemma.Params, rows: batch.Experience, temperature: jax.Array
+    ) -> Float[Array, ""]:
+        """Of the whole batch, by a forward pass over all its micro-batches."""
+        if config.top_entropy == 1:
+            return jnp.float32(-jnp.inf)
+        parts = _cut(rows, micro_batches)
+        _, entropies = jax.lax.map(
+            lambda part: completion_logprob(model, params, adapter, part, temperature=temperature), parts
+        )
+        width = rows.completion_BT.shape[1]
+        lengths = parts.completion_length_B.reshape(-1)
+        return entropy.top_share_floor(
+            entropies.reshape(-1, width), batch.length_mask(lengths, width), share=config.top_entropy
+        )
 
     def step(
         adapter: lora.Adapter, opt_state: Any, params: gemma.Params, rows: batch.Experience, temperature: jax.Array
     ) -> Any:
-        num_rows = rows.tokens_BT.shape[0]
+        totals = objective.Totals(
+            num_rows=rows.tokens_BT.shape[0], num_tokens=jnp.asarray(rows.completion_length_B).sum().astype(jnp.float32)
+        )
+        floor = floor_of_top_entropy(adapter, params, rows, temperature)
 
         def accumulate(total: Any, micro: batch.Experience) -> tuple[Any, Any]:
             (value, sums), grads = jax.value_and_grad(micro_loss, has_aux=True)(
-                adapter, params, micro, num_rows, temperature
+                adapter, params, micro, totals, floor, temperature=temperature
             )
             return jax.tree.map(jnp.add, total, (grads, value)), sums
 
@@ -119,25 +138,23 @@ def _cut(rows: batch.Experience, micro_batches: int) -> batch.Experience:
     return jax.tree.map(cut, rows)
 
 
-def _sums(
-    terms: loss.Terms, mask_BT: Any, logp_BT: Any, entropy_BT: Any, *, old_logp_BT: Any, num_rows: int
-) -> dict[str, dict[str, jax.Array]]:
+def _sums(terms: objective.Terms, tokens: objective.Tokens) -> dict[str, dict[str, jax.Array]]:
     """Sums and maxima over this micro-batch's tokens, to be put together by `_means`."""
+    mask_BT = tokens.mask_BT
     total = lambda x: jnp.where(mask_BT, x.astype(jnp.float32), 0.0).sum()  # noqa: E731
-    gap_BT = jnp.where(mask_BT, jnp.abs(logp_BT - old_logp_BT), 0.0)
-    weight_BT = loss.sequence_mean_weight(mask_BT, num_rows)
+    gap_BT = jnp.where(mask_BT, jnp.abs(tokens.logp_BT - tokens.sampler_logp_BT), 0.0)
     count_B = jnp.maximum(mask_BT.sum(axis=1, dtype=jnp.float32), 1.0)
     row_share = lambda x: (x & mask_BT).sum(axis=1, dtype=jnp.float32) / count_B  # noqa: E731
     return {
         "token": {
             "kl": total(terms.kl_BT),
-            "entropy": total(entropy_BT),
+            "entropy": total(tokens.entropy_BT),
             "clip_ratio/low_mean": total(terms.clipped_low_BT),
             "clip_ratio/high_mean": total(terms.clipped_high_BT),
             "clip_ratio/region_mean": total(terms.clipped_low_BT | terms.clipped_high_BT),
             "sampling/sampling_logp_difference/mean": total(gap_BT),
         },
-        "sum": {"tokens": mask_BT.sum(dtype=jnp.float32), "policy_loss": total(weight_BT * terms.surrogate_BT)},
+        "sum": {"tokens": mask_BT.sum(dtype=jnp.float32), "policy_loss": total(terms.weight_BT * terms.surrogate_BT)},
         "min": {"clip_ratio/low_min": row_share(terms.clipped_low_BT).min()},
         "max": {
             "clip_ratio/high_max": row_share(terms.clipped_high_BT).max(),

@@ -1,17 +1,27 @@
-"""The GRPO loss: arrays in, arrays out; everything float32.
+"""Policy losses per token, and the weights that sum them up: arrays in, arrays out; everything float32.
 
-With d = logp - old_logp and r = exp(d), per token
+Rows are completions: [B, T] runs over the tokens of B completions, end of turn included, wherever the model saw them.
+With d = logp - old_logp, r = exp(d), n_i the tokens of row i, and A its advantage, a surrogate is one of
 
-    surrogate = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)
-    kl        = exp(ref - logp) - (ref - logp) - 1                     (k3, Schulman 2020)
-    loss      = sum_it w_it (surrogate_it + beta kl_it),   w_it = mask_it / (n_i B)
+    clipped    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)                       PPO, arXiv 1707.06347
+      dual       the same, but at most -c A where A < 0                                arXiv 1912.09729
+      higher     clip_high > clip_low                                                  DAPO, arXiv 2503.14476
+      sequence   r = exp(sum_t d / n_i), the same number at every token of the row     GSPO, arXiv 2507.18071
+    capped     -sg(min(r, cap)) A logp                                                 CISPO, arXiv 2506.13585
+    gated      -(4 / tau) sigmoid(tau (r - 1)) A,  tau by the sign of A                SAPO, arXiv 2511.20347
 
-where n_i counts the completion tokens of row i (end of turn included) and B the rows of the whole optimiser batch.
-Because w is fixed by the batch and not by how it is cut, the loss and gradient of micro-batches simply add up.
-Source: GRPO, arXiv 2402.03300; the aggregation is TRL's loss_type "grpo".
+and the loss is sum_it w_it surrogate_it, where w is one of
+
+    sequence_mean_weight   mask / (n_i B)         every sequence weighs the same       GRPO, arXiv 2402.03300
+    token_mean_weight      mask / N               every token weighs the same          DAPO; TRL's "bnpo"
+    constant_weight        mask / (B max_tokens)  length does not enter                Dr. GRPO, arXiv 2503.20783
+
+B and N = sum_i n_i count the whole optimiser batch.  The caller gives them, so that the losses and gradients of
+micro-batches simply add up, however the batch is cut.
 """
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -19,62 +29,101 @@ MAX_LOG_RATIO = 20.0  # exp of more overflows the gradient long before it means 
 
 
 @flax.struct.dataclass
-class Terms:
-    """Per-token parts of the loss, for metrics: all [B, T], meaningful where the mask is."""
+class Surrogate:
+    """A loss per token, meaningful where the mask is, and where the trust region bound it.
 
-    surrogate_BT: Float[Array, "B T"]
-    kl_BT: Float[Array, "B T"]
-    clipped_low_BT: Bool[Array, "B T"]
-    clipped_high_BT: Bool[Array, "B T"]
+    `low`: below with A < 0, `high`: above with A > 0; there the gradient is 0 (of a capped loss: smaller).
+    """
+
+    loss_BT: Float[Array, "B T"]
+    low_BT: Bool[Array, "B T"]
+    high_BT: Bool[Array, "B T"]
 
 
-def sequence_mean_weight(mask_BT: Bool[Array, "B T"], num_rows: int) -> Float[Array, "B T"]:
+def token_log_ratio(logp_BT: Float[Array, "B T"], old_logp_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """d of every token."""
+    return jnp.clip(logp_BT - old_logp_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def sequence_log_ratio(
+    logp_BT: Float[Array, "B T"], old_logp_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """sum_t d / n_i at every token of row i (GSPO): the log-ratio of whole sequences, per token."""
+    count_B = jnp.maximum(mask_BT.sum(axis=1, dtype=logp_BT.dtype), 1.0)
+    mean_B = jnp.where(mask_BT, logp_BT - old_logp_BT, 0.0).sum(axis=1) / count_B
+    return jnp.broadcast_to(jnp.clip(mean_B, -MAX_LOG_RATIO, MAX_LOG_RATIO)[:, None], logp_BT.shape)
+
+
+def sequence_token_log_ratio(
+    logp_BT: Float[Array, "B T"], old_logp_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """sg(sum_t d / n_i) + logp - sg(logp): the sequence's value, each token's own gradient (GSPO-token)."""
+    mean_BT = jax.lax.stop_gradient(sequence_log_ratio(logp_BT, old_logp_BT, mask_BT))
+    return mean_BT + (logp_BT - jax.lax.stop_gradient(logp_BT))
+
+
+def clipped(
+    log_ratio_BT: Float[Array, "B T"],
+    advantage_B: Float[Array, "B"],
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float = 0.0,
+) -> Surrogate:
+    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), and with `dual_clip` = c > 0 at most -c A where A < 0."""
+    ratio_BT = jnp.exp(log_ratio_BT)
+    advantage_BT = jnp.broadcast_to(advantage_B[:, None], ratio_BT.shape)
+    clipped_BT = jnp.clip(ratio_BT, 1.0 - clip_low, 1.0 + clip_high)
+    loss_BT = -jnp.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
+    if dual_clip:
+        loss_BT = jnp.where(advantage_BT < 0, jnp.minimum(loss_BT, -dual_clip * advantage_BT), loss_BT)
+    low_BT = (ratio_BT < 1.0 - clip_low) & (advantage_BT < 0)
+    high_BT = (ratio_BT > 1.0 + clip_high) & (advantage_BT > 0)
+    return Surrogate(loss_BT, low_BT, high_BT)
+
+
+def capped(
+    logp_BT: Float[Array, "B T"], old_logp_BT: Float[Array, "B T"], advantage_B: Float[Array, "B"], *, cap: float
+) -> Surrogate:
+    """-sg(min(r, cap)) A logp (CISPO): the weight of a token is bounded, but no token loses its gradient."""
+    ratio_BT = jnp.exp(jax.lax.stop_gradient(token_log_ratio(logp_BT, old_logp_BT)))
+    advantage_BT = jnp.broadcast_to(advantage_B[:, None], logp_BT.shape)
+    loss_BT = -jnp.minimum(ratio_BT, cap) * advantage_BT * logp_BT
+    return Surrogate(loss_BT, jnp.zeros_like(ratio_BT, bool), (ratio_BT > cap) & (advantage_BT > 0))
+
+
+def gated(
+    log_ratio_BT: Float[Array, "B T"], advantage_B: Float[Array, "B"], *, tau_positive: float, tau_negative: float
+) -> Surrogate:
+    """-(4 / tau) sigmoid(tau (r - 1)) A (SAPO): on policy the gradient of PPO, and less of it the further away.
+
+    tau is `tau_positive` where A > 0, else `tau_negative`.  Nothing is clipped.
+    """
+    ratio_BT = jnp.exp(log_ratio_BT)
+    advantage_BT = jnp.broadcast_to(advantage_B[:, None], ratio_BT.shape)
+    tau_BT = jnp.where(advantage_BT > 0, tau_positive, tau_negative).astype(ratio_BT.dtype)
+    loss_BT = -(4.0 / tau_BT) * jax.nn.sigmoid(tau_BT * (ratio_BT - 1.0)) * advantage_BT
+    nowhere_BT = jnp.zeros_like(ratio_BT, bool)
+    return Surrogate(loss_BT, nowhere_BT, nowhere_BT)
+
+
+def sequence_mean_weight(mask_BT: Bool[Array, "B T"], num_rows: int | Float[Array, ""]) -> Float[Array, "B T"]:
     """1 / (n_i B) on the tokens that count: every sequence weighs the same, whatever its length."""
     count_B = jnp.maximum(mask_BT.sum(axis=1, dtype=jnp.float32), 1.0)
     return mask_BT.astype(jnp.float32) / (count_B[:, None] * num_rows)
 
 
-def clipped_surrogate(
-    logp_BT: Float[Array, "B T"],
-    old_logp_BT: Float[Array, "B T"],
-    advantage_B: Float[Array, "B"],
-    *,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Bool[Array, "B T"]]:
-    """(PPO's clipped surrogate as a loss, clipped below with A < 0, clipped above with A > 0)."""
-    ratio_BT = jnp.exp(jnp.clip(logp_BT - old_logp_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO))
-    advantage_BT = jnp.broadcast_to(advantage_B[:, None], logp_BT.shape)
-    clipped_BT = jnp.clip(ratio_BT, 1.0 - clip_low, 1.0 + clip_high)
-    loss_BT = -jnp.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
-    low_BT = (ratio_BT < 1.0 - clip_low) & (advantage_BT < 0)
-    high_BT = (ratio_BT > 1.0 + clip_high) & (advantage_BT > 0)
-    return loss_BT, low_BT, high_BT
+def token_mean_weight(mask_BT: Bool[Array, "B T"], num_tokens: Float[Array, ""]) -> Float[Array, "B T"]:
+    """1 / N on the tokens that count: every token weighs the same, and a long sequence more than a short one.
+
+    TRL's "bnpo" divides by the tokens of the micro-batch, its "dapo" by those of the batch; N of the batch makes one of
+    the two.
+    """
+    return mask_BT.astype(jnp.float32) / jnp.maximum(num_tokens, 1.0)
 
 
-def kl_k3(logp_BT: Float[Array, "B T"], ref_logp_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    """k3 estimate of KL(policy || reference) per token: never negative, 0 where the two agree."""
-    difference_BT = ref_logp_BT - logp_BT
-    return jnp.exp(jnp.clip(difference_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO)) - difference_BT - 1.0
-
-
-def grpo(
-    logp_BT: Float[Array, "B T"],
-    old_logp_BT: Float[Array, "B T"],
-    ref_logp_BT: Float[Array, "B T"],
-    advantage_B: Float[Array, "B"],
-    mask_BT: Bool[Array, "B T"],
-    *,
-    num_rows: int,
-    beta: float,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[Float[Array, ""], Terms]:
-    """This micro-batch's share of the loss of a batch of `num_rows` rows, and its terms."""
-    weight_BT = sequence_mean_weight(mask_BT, num_rows)
-    surrogate_BT, low_BT, high_BT = clipped_surrogate(
-        logp_BT, old_logp_BT, advantage_B, clip_low=clip_low, clip_high=clip_high
-    )
-    kl_BT = kl_k3(logp_BT, ref_logp_BT)
-    total = jnp.where(mask_BT, weight_BT * (surrogate_BT + beta * kl_BT), 0.0).sum()
-    return total, Terms(surrogate_BT, kl_BT, low_BT & mask_BT, high_BT & mask_BT)
+def constant_weight(
+    mask_BT: Bool[Array, "B T"], num_rows: int | Float[Array, ""], max_tokens: int
+) -> Float[Array, "B T"]:
+    """1 / (B max_tokens) on the tokens that count: a token's weight does not depend on how long any answer became."""
+    return mask_BT.astype(jnp.float32) / (num_rows * float(max_tokens))

@@ -1,9 +1,11 @@
 """What a run is made of: frozen dataclasses, one per kind of stage, and the recipe that lists them."""
 
 import dataclasses
+import typing
 
 from thinkfirst.core import mesh as mesh_lib
-from thinkfirst.rl import curriculum, learner, optimizer
+from thinkfirst.rl import advantage as advantage_lib
+from thinkfirst.rl import curriculum, objective, optimizer
 from thinkfirst.rl.data import source
 
 
@@ -80,7 +82,7 @@ class Grpo:
     optimizer: optimizer.OptimizerConfig
     phases: tuple[curriculum.Phase, ...]
     rewards: RewardSchedule
-    loss: learner.LossConfig = dataclasses.field(default_factory=learner.LossConfig)
+    loss: objective.LossConfig = dataclasses.field(default_factory=objective.LossConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     name: str = "grpo"
     steps: int = 100
@@ -93,6 +95,7 @@ class Grpo:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    advantage: advantage_lib.Name = "grpo"
     save_every: int = 10
 
     def __post_init__(self) -> None:
@@ -103,6 +106,8 @@ class Grpo:
             raise ValueError(f"Grpo {self.name}: top_p={self.top_p} must lie in (0, 1]")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"Grpo {self.name}: min_p={self.min_p} must lie in [0, 1]")
+        if self.advantage not in (names := typing.get_args(advantage_lib.Name)):
+            raise ValueError(f"Grpo {self.name}: advantage={self.advantage!r} is none of {', '.join(names)}")
         if self.prompts * self.group % self.micro_batches:
             raise ValueError(
                 f"Grpo {self.name}: {self.prompts} x {self.group} rows cannot be cut into {self.micro_batches} parts"

@@ -57,7 +57,7 @@ def make_grpo_step(
             rows = [(asked[row // stage.group], completion) for row, completion in enumerate(completions)]
             graded = [composite.grade(completion, problem, weights) for problem, completion in rows]
             reward_PG = np.array([grade.total for grade in graded]).reshape(-1, stage.group)
-            advantage_PG = advantage.group_relative(reward_PG)
+            advantage_PG = advantage.ESTIMATORS[stage.advantage](reward_PG)
         with clock.phase("update"):
             experience = trimmed(batch.experience(prompts, rollout, advantage_PG.reshape(-1)))
             experience = jax.device_put(experience, sharding.rows(subject.mesh))

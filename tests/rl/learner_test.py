@@ -7,7 +7,7 @@ import pytest
 import tolerance
 from thinkfirst.core import mesh, sharding
 from thinkfirst.models import config, gemma, lora
-from thinkfirst.rl import batch, learner
+from thinkfirst.rl import batch, learner, objective
 
 TINY = config.GemmaConfig(
     generation=2, vocab_size=48, num_layers=2, width=16, ff_width=16, num_heads=2, num_kv_heads=1, head_dim=8, window=5,
@@ -39,7 +39,7 @@ def experience(advantage=None):
     return batch.Experience(**{**vars(rows), "old_logp_BT": logp_BT + 0.1 * rng.normal(size=(8, 8)).astype("float32")})
 
 
-def update(rows, *, layout=None, micro_batches=1, remat=False, steps=1):
+def update(rows, *, layout=None, micro_batches=1, remat=False, steps=1, **settings):
     """(adapter after, metrics): plain gradient descent, so that the adapter shows the gradient."""
     transform, model, params, factors = optax.sgd(1.0), MODEL, PARAMS, adapter()
     if layout is not None:
@@ -47,7 +47,8 @@ def update(rows, *, layout=None, micro_batches=1, remat=False, steps=1):
         params = jax.device_put(PARAMS, sharding.parameters(model.letters(), PARAMS, layout))
         factors = jax.device_put(factors, sharding.parameters(lora.letters(model.adapted(), factors), factors, layout))
         rows = jax.device_put(rows, sharding.rows(layout))
-    step = learner.make_step(model, transform, learner.LossConfig(beta=0.1), micro_batches=micro_batches, remat=remat)
+    config = objective.LossConfig(**{"beta": 0.1, **settings})
+    step = learner.make_step(model, transform, config, micro_batches=micro_batches, remat=remat)
     state, metrics = (factors, transform.init(factors)), {}
     for _ in range(steps):
         *state, metrics = step(*state, params, rows, jnp.float32(1.0))
@@ -66,6 +67,38 @@ def test_micro_batches_and_remat_change_nothing(cut):
     assert gap(whole[0], parts[0]) < 2e-6
     for name, value in whole[1].items():
         tolerance.assert_close(parts[1][name], value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective": "dapo", "top_entropy": 0.3, "entropy_bonus": 0.05},
+        {"objective": "dr_grpo", "correction": "token_truncate"},
+        {"objective": "gspo", "kl": "k3_k2"},
+    ],
+    ids=lambda settings: settings["objective"],
+)
+def test_micro_batches_change_nothing_in_other_objectives(settings):
+    rows = experience()
+    whole, parts = update(rows, **settings), update(rows, micro_batches=4, **settings)
+    assert gap(whole[0], parts[0]) < 2e-6
+    assert gap(whole[0], update(rows)[0]) > 1e-4  # another objective, another step
+    for name, value in whole[1].items():
+        tolerance.assert_close(parts[1][name], value)
+
+
+@pytest.mark.slow
+def test_a_correction_takes_the_learners_own_policy_for_the_old_one():
+    """The stored log-probs are off by much: uncorrected that is clipped, corrected it is weighed and nothing clips."""
+    rows = experience()
+    rows = rows.replace(old_logp_BT=rows.old_logp_BT - 1.0)
+    assert update(rows)[1]["clip_ratio/region_mean"] > 0.2
+    metrics = update(rows, beta=0.0, correction="token_truncate", correction_high=1.5)[1]
+    assert metrics["clip_ratio/region_mean"] == 0
+    assert metrics["sampling/sampling_logp_difference/mean"] > 0.5
+    # Every ratio is about e, so every weight 1.5.
+    tolerance.assert_close(metrics["policy_loss"], np.float32(-1.5 * np.asarray(rows.advantage_B).mean()))
 
 
 @pytest.mark.slow
@@ -137,7 +170,7 @@ def test_the_stop_token_has_a_gradient():
 def test_reference_is_the_base_with_the_adapter_off():
     """A fresh adapter is the reference: KL exactly 0."""
     transform = optax.sgd(0.0)
-    step = learner.make_step(MODEL, transform, learner.LossConfig(), micro_batches=1, remat=False)
+    step = learner.make_step(MODEL, transform, objective.LossConfig(), micro_batches=1, remat=False)
     fresh = lora.init(MODEL.adapted(), jax.random.key(1), rank=2, alpha=2.0)
     metrics = step(fresh, transform.init(fresh), PARAMS, experience(), jnp.float32(1.0))[2]
     assert float(metrics["kl"]) == 0.0

@@ -1,82 +1,111 @@
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import tolerance
 from thinkfirst.rl import loss
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "grpo_case.npz"
+RATIO_BT = np.float32([[1.0, 2.0, 0.5], [1.0, 2.0, 0.5]])
+ADVANTAGE_B = np.float32([1.0, -1.0])
 
 
-def golden_loss(case, beta, rows=slice(None), num_rows=8):
-    arrays = [jnp.asarray(case[name][rows]) for name in ("lp", "old", "ref", "adv")]
-    mask_BT = jnp.asarray(case["mask"][rows] > 0)
-    clips = {"clip_low": 0.2, "clip_high": 0.28}
-    return loss.grpo(*arrays, mask_BT, num_rows=num_rows, beta=beta, **clips)[0]
+def log_ratio():
+    return jnp.log(RATIO_BT)
 
 
-@pytest.mark.parametrize(("beta", "expected"), [(0.04, 0.1434837), (0.0, 0.1404638)])
-def test_values_of_trl_and_tunix(beta, expected):
-    """B 8, G 4, lengths 1 to 7: TRL's loss_type "grpo" = Tunix's sequence-mean-token-mean with its low-variance KL."""
-    with np.load(GOLDEN) as case:
-        np.testing.assert_allclose(float(golden_loss(case, beta)), expected, atol=2e-7)
-
-
-def test_micro_batches_add_up():
-    with np.load(GOLDEN) as case:
-        whole = golden_loss(case, 0.04)
-        parts = [golden_loss(case, 0.04, slice(i, i + n)) for i, n in ((0, 1), (1, 4), (5, 3))]
-    tolerance.assert_close(sum(parts), whole)
-
-
-def test_surrogate_worked_by_hand():
+def test_clipped_worked_by_hand():
     """ratios 1, 2, .5 with A = 1 and then A = -1, clips .2 and .3."""
-    logp_BT = jnp.log(jnp.array([[1.0, 2.0, 0.5], [1.0, 2.0, 0.5]]))
-    value_BT, low_BT, high_BT = loss.clipped_surrogate(
-        logp_BT, jnp.zeros((2, 3)), jnp.array([1.0, -1.0]), clip_low=0.2, clip_high=0.3
-    )
-    tolerance.assert_close(value_BT, np.float32([[-1.0, -1.3, -0.5], [1.0, 2.0, 0.8]]))
-    assert low_BT.tolist() == [[False, False, False], [False, False, True]]
-    assert high_BT.tolist() == [[False, True, False], [False, False, False]]
+    found = loss.clipped(log_ratio(), jnp.asarray(ADVANTAGE_B), clip_low=0.2, clip_high=0.3)
+    tolerance.assert_close(found.loss_BT, np.float32([[-1.0, -1.3, -0.5], [1.0, 2.0, 0.8]]))
+    assert found.low_BT.tolist() == [[False, False, False], [False, False, True]]
+    assert found.high_BT.tolist() == [[False, True, False], [False, False, False]]
+
+
+def test_dual_clip_worked_by_hand():
+    """c = 1.5: only the token with A = -1 and ratio 2 had more to lose."""
+    found = loss.clipped(log_ratio(), jnp.asarray(ADVANTAGE_B), clip_low=0.2, clip_high=0.3, dual_clip=1.5)
+    tolerance.assert_close(found.loss_BT, np.float32([[-1.0, -1.3, -0.5], [1.0, 1.5, 0.8]]))
 
 
 def test_clipped_tokens_have_no_gradient_and_on_policy_ones_have_minus_the_advantage():
-    def total(logp_BT):
-        return loss.clipped_surrogate(logp_BT, jnp.zeros((1, 2)), jnp.array([2.0]), clip_low=0.2, clip_high=0.2)[
-            0
-        ].sum()
+    def total(log_ratio_BT):
+        return loss.clipped(log_ratio_BT, jnp.array([2.0]), clip_low=0.2, clip_high=0.2).loss_BT.sum()
 
     tolerance.assert_close(jax.grad(total)(jnp.array([[0.0, 1.0]])), np.float32([[-2.0, 0.0]]))
 
 
-def test_k3_worked_by_hand():
-    """Tunix 0.1.7, compute_kl_divergence(..., "low_var_kl")."""
-    found = loss.kl_k3(jnp.array([[-1.0, -2.0, -0.5]]), jnp.array([[-1.2, -1.5, -0.5]]))
-    tolerance.assert_close(found, np.float32([[0.01873076, 0.14872122, 0.0]]))
+def test_capped_worked_by_hand():
+    """CISPO: log-probs -1, cap 1.5; the gradient is -min(r, cap) A even where the cap holds."""
+    logp_BT = jnp.full((2, 3), -1.0)
+    old_logp_BT = logp_BT - log_ratio()
+
+    def total(logp_BT):
+        return loss.capped(logp_BT, old_logp_BT, jnp.asarray(ADVANTAGE_B), cap=1.5).loss_BT.sum()
+
+    found = loss.capped(logp_BT, old_logp_BT, jnp.asarray(ADVANTAGE_B), cap=1.5)
+    tolerance.assert_close(found.loss_BT, np.float32([[1.0, 1.5, 0.5], [-1.0, -1.5, -0.5]]))
+    tolerance.assert_close(jax.grad(total)(logp_BT), np.float32([[-1.0, -1.5, -0.5], [1.0, 1.5, 0.5]]))
+    assert found.high_BT.tolist() == [[False, True, False], [False, False, False]]
+    assert not found.low_BT.any()
+
+
+def test_gated_worked_by_hand():
+    """SAPO: on policy 4 / tau * 1/2 = 2 / tau; tau 1 for A > 0 and 2 for A < 0; sigmoid(1) = .7310586."""
+    found = loss.gated(log_ratio(), jnp.asarray(ADVANTAGE_B), tau_positive=1.0, tau_negative=2.0)
+    positive = [-2.0, -4 * 0.7310586, -4 * 0.3775407]
+    negative = [1.0, 2 * 0.8807970, 2 * 0.2689414]
+    tolerance.assert_close(found.loss_BT, np.float32([positive, negative]))
+
+
+def test_gated_has_the_gradient_of_ppo_on_policy():
+    def total(log_ratio_BT):
+        return loss.gated(log_ratio_BT, jnp.asarray(ADVANTAGE_B), tau_positive=1.0, tau_negative=2.0).loss_BT.sum()
+
+    tolerance.assert_close(jax.grad(total)(jnp.zeros((2, 1))), np.float32([[-1.0], [1.0]]))
+
+
+def test_log_ratios_of_sequences_worked_by_hand():
+    """d = .1 .2 .9 with the last one masked: mean .15; each token's gradient is a half, or 1 for the token's own."""
+    logp_BT, old_logp_BT = jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([[-1.1, -2.2, -3.9]])
+    mask_BT = jnp.array([[True, True, False]])
+    whole = loss.sequence_log_ratio(logp_BT, old_logp_BT, mask_BT)
+    each = loss.sequence_token_log_ratio(logp_BT, old_logp_BT, mask_BT)
+    tolerance.assert_close(whole, np.full((1, 3), 0.15, np.float32))
+    tolerance.assert_close(each, whole)
+    first = lambda ratio: jax.grad(lambda x: ratio(x, old_logp_BT, mask_BT)[0, 0])(logp_BT)  # noqa: E731
+    tolerance.assert_close(first(loss.sequence_log_ratio), np.float32([[0.5, 0.5, 0.0]]))
+    tolerance.assert_close(first(loss.sequence_token_log_ratio), np.float32([[1.0, 0.0, 0.0]]))
+
+
+def test_a_row_without_tokens_has_ratio_one():
+    nothing = jnp.zeros((1, 2), bool)
+    tolerance.assert_close(loss.sequence_log_ratio(jnp.ones((1, 2)), jnp.zeros((1, 2)), nothing), np.zeros((1, 2), "f"))
 
 
 def test_huge_ratios_stay_finite():
-    far = jnp.full((1, 1), 500.0)
-    grad = jax.grad(
-        lambda x: loss.clipped_surrogate(x, jnp.zeros((1, 1)), jnp.array([-1.0]), clip_low=0.2, clip_high=0.2)[0].sum()
-    )(far)
-    assert np.isfinite(np.asarray(grad)).all()
-    assert np.isfinite(np.asarray(loss.kl_k3(-far, far))).all()
+    far, zero, all_of_it = jnp.full((1, 1), 500.0), jnp.zeros((1, 1)), jnp.ones((1, 1), bool)
+
+    def total(x):
+        ratios = (loss.token_log_ratio(x, zero), loss.sequence_log_ratio(x, zero, all_of_it))
+        clipped = [loss.clipped(d, jnp.array([-1.0]), clip_low=0.2, clip_high=0.2).loss_BT.sum() for d in ratios]
+        gated = loss.gated(ratios[0], jnp.array([-1.0]), tau_positive=1.0, tau_negative=1.0).loss_BT.sum()
+        return sum(clipped) + gated + loss.capped(x, zero, jnp.array([-1.0]), cap=5.0).loss_BT.sum()
+
+    assert np.isfinite(np.asarray(jax.grad(total)(far))).all()
 
 
-def test_weights_come_from_the_mask_alone():
+def test_weights_come_from_the_mask_and_the_totals_alone():
+    """Two rows of a batch that has four rows and eight tokens; one more row is empty."""
     mask_BT = jnp.array([[True, True, False], [True, False, False], [False, False, False]])
-    expected = np.float32([[0.25, 0.25, 0], [0.5, 0, 0], [0, 0, 0]])
-    tolerance.assert_close(loss.sequence_mean_weight(mask_BT, 2), expected)
+    on_BT = np.float32(mask_BT)
+    tolerance.assert_close(
+        loss.sequence_mean_weight(mask_BT, 4), np.float32([[0.125, 0.125, 0], [0.25, 0, 0], [0, 0, 0]])
+    )
+    tolerance.assert_close(loss.token_mean_weight(mask_BT, jnp.float32(8.0)), on_BT / 8)
+    tolerance.assert_close(loss.constant_weight(mask_BT, 4, 3), on_BT / 12)
 
 
-def test_what_the_mask_hides_cannot_matter():
-    with np.load(GOLDEN) as case:
-        spoiled = {name: case[name].copy() for name in case}
-        for name in ("lp", "old", "ref"):
-            spoiled[name][spoiled["mask"] == 0] = np.nan
-        value = golden_loss(spoiled, 0.04)
-        tolerance.assert_close(value, golden_loss(case, 0.04))
+def test_a_batch_without_tokens_weighs_nothing():
+    empty = jnp.zeros((2, 2), bool)
+    for weight_BT in (loss.sequence_mean_weight(empty, 2), loss.token_mean_weight(empty, jnp.float32(0.0))):
+        tolerance.assert_close(weight_BT, np.zeros((2, 2), "f"))

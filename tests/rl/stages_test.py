@@ -23,6 +23,15 @@ def test_settings_that_cannot_work_are_refused(change, message):
         dataclasses.replace(grpo, **change)
 
 
+def test_an_advantage_without_a_name_is_refused():
+    """In tests the annotation would refuse it first: the field is set behind its back."""
+    grpo = next(stage for stage in recipes.demo().stages if isinstance(stage, stages.Grpo))
+    unchecked = object.__new__(stages.Grpo)
+    vars(unchecked).update({**vars(grpo), "advantage": "gae"})
+    with pytest.raises(ValueError, match="advantage='gae' is none of grpo, grpo_ddof0, dr_grpo, rloo, batch_std"):
+        unchecked.__post_init__()
+
+
 def test_stages_need_names_of_their_own():
     config = recipes.demo()
     with pytest.raises(ValueError, match="names of their own"):

@@ -1,0 +1,34 @@
+"""What to do with completions that ran into the limit of new tokens.  Lengths are in tokens, stop token included.
+
+Filtering: a cut-off completion was not judged for what it would have become, so it is not learnt from.
+Soft punishment (DAPO, arXiv 2503.14476, equation 13), a term of the reward, L = `max_tokens`, C = `buffer`:
+
+    0 up to L - C,     ((L - C) - length) / C up to L,     -1 beyond
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from thinkfirst.rl import batch
+
+
+def filtered(rows: batch.Experience, stopped_B: Bool[np.ndarray, "B"]) -> batch.Experience:
+    """Rows that did not stop have no completion tokens and advantage 0: neither policy, KL nor entropy term, no count.
+
+    Their rewards have had their part in the baselines of their groups.  They still count as rows where a loss divides
+    by rows, as in TRL (`mask_truncated_completions`).
+    """
+    return dataclasses.replace(
+        rows,
+        completion_length_B=np.where(stopped_B, rows.completion_length_B, 0),
+        advantage_B=np.where(stopped_B, rows.advantage_B, np.float32(0.0)),
+    )
+
+
+def soft_punishment(length_B: Int[np.ndarray, "B"], *, max_tokens: int, buffer: int) -> Float[np.ndarray, "B"]:
+    """0 for short completions, falling linearly to -1 over the last `buffer` tokens before `max_tokens`."""
+    if not 0 < buffer <= max_tokens:
+        raise ValueError(f"buffer={buffer} must lie between 1 and max_tokens={max_tokens}")
+    return np.clip((max_tokens - buffer - length_B) / buffer, -1.0, 0.0).astype(np.float32)
