@@ -11,7 +11,8 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 BATCH_AXES = ("data", "fsdp")
-AXES = (*BATCH_AXES, "tensor")
+TENSOR_AXIS = "tensor"
+AXES = (*BATCH_AXES, TENSOR_AXIS)
 
 
 @dataclasses.dataclass(frozen=True)

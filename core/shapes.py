@@ -7,6 +7,8 @@ LETTERS: dict[str, str] = {
     "B": "rows of a batch: P prompts x G samples, sample g of prompt p at row p * G + g",
     "P": "prompts",
     "G": "samples per prompt (the group of GRPO)",
+    "E": "lanes of the rollout engine: rows that are decoded side by side",
+    "Q": "prompts that are resident in the rollout engine",
     "T": "tokens of a sequence",
     "S": "slots of a key/value cache",
     "D": "model width",

@@ -1,19 +1,28 @@
-"""One table from dimension letters to mesh axes: weights, adapters and optimiser state are all laid out by it."""
+"""Two tables from dimension letters to mesh axes: where weights (and what is trained) live, how work is spread."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from thinkfirst.core import mesh as mesh_lib
 
 # A weight keeps a slice of D on every fsdp device and whole heads / columns / vocabulary rows on every tensor device.
 PARAMETER_RULES: dict[str, str] = {"D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}
 PLACED_BYTES = 2**30  # the most that `place` asks for at once
+# A device works on its rows, with its heads and its part of the vocabulary.
+WORK_RULES: dict[str, tuple[str, ...]] = {
+    "B": mesh_lib.BATCH_AXES,
+    "P": mesh_lib.BATCH_AXES,
+    "N": (mesh_lib.TENSOR_AXIS,),
+    "K": (mesh_lib.TENSOR_AXIS,),
+    "V": (mesh_lib.TENSOR_AXIS,),
+}
 REPLICATED_IF_UNEVEN = "K"  # Gemma 3 1B has one key/value head: every tensor device keeps it
 
 
@@ -59,6 +68,37 @@ def place(
         ]
         parts.append(pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces))
     return jax.make_array_from_single_device_arrays(shape, layout, parts)
+
+
+def work_spec(letters: str, *, axes: Collection[str] = mesh_lib.AXES, whole: str = "") -> PartitionSpec:
+    """How an array is spread over `axes` by WORK_RULES; letters in `whole` are not."""
+    spread = [() if letter in whole else WORK_RULES.get(letter, ()) for letter in letters]
+    return PartitionSpec(*(tuple(axis for axis in names if axis in axes) or None for names in spread))
+
+
+def per_device(
+    function: Callable[..., Any], mesh: Mesh | None, operands: Sequence[Any], results: Any, *, whole: str = ""
+) -> Callable[..., Any]:
+    """`function` as every device runs it on its part, all axes of the mesh being mapped by hand.
+
+    `operands` and `results` are trees of letters, e.g. ("BTNH", ("LBSKH", "LBSKH")): a letter is spread by WORK_RULES
+    unless it is among `whole`.  Inside a `shard_map` only the axes that it leaves are mapped; without a mesh, none.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    mapped = {name for name, kind in zip(around.axis_names, around.axis_types, strict=True) if kind == AxisType.Manual}
+    left = set() if mesh is None else set(mesh.axis_names) - mapped
+    if not left:
+        return function
+
+    spec = functools.partial(work_spec, axes=left, whole=whole)
+    return jax.shard_map(
+        function,
+        mesh=None if mapped else mesh,
+        in_specs=jax.tree.map(spec, tuple(operands)),
+        out_specs=jax.tree.map(spec, results),
+        axis_names=left,
+        check_vma=False,
+    )
 
 
 def rows_spec() -> PartitionSpec:

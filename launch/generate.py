@@ -5,19 +5,22 @@
 
 A row is {"prompt": text} (a <bos> is put before it; with --chat it is a user's turn), {"messages": [...]} or
 {"tokens": [ids]}.  A row out is {"tokens", "text", "logprobs", "finish_reason"}: --num_samples of them for every row
-in, in order.  Where finish_reason is "stop" the stop token is the last of `tokens`, and not in the text; log-probs, in
-nats, are those of the distribution that was sampled.  A completion depends on the seed, its row's place and its number.
+in, in order.  Where finish_reason is "stop" the stop token is the last of `tokens`, and not in the text, nor is what
+--stop_string asked to end at; log-probs, in nats, are those of the distribution that was sampled.  A completion depends
+on the seed, its row's place and its number.  Without --out texts are printed as they end, a single one as it grows.
 """
 
+import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import tqdm
 from absl import flags
 
 from thinkfirst.core import files
 from thinkfirst.launch import opening, rows
-from thinkfirst.rl import batch, generate, policy
+from thinkfirst.rl import batch, generate, policy, stopping
 
 
 def define_flags() -> flags.FlagValues:
@@ -34,7 +37,8 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("num_samples", 1, "completions of each row", flag_values=line)
     flags.DEFINE_integer("max_new_tokens", 256, "length at which a completion is cut off", flag_values=line)
     flags.DEFINE_integer("seed", 0, "of the sampling", flag_values=line)
-    flags.DEFINE_integer("batch_size", 16, "rows that are sampled at once", flag_values=line)
+    flags.DEFINE_multi_string("stop_string", [], "text that ends a completion, and is cut off it", flag_values=line)
+    flags.DEFINE_integer("lanes", 16, "completions that are decoded side by side", flag_values=line)
     return line
 
 
@@ -46,7 +50,7 @@ def main(argv: list[str]) -> int:
 def _generate(line: flags.FlagValues) -> None:
     if bool(line.input) == bool(line.prompt):
         raise ValueError("name one source of prompts: --input=FILE or --prompt=TEXT")
-    for name, least in (("num_samples", 1), ("batch_size", 1), ("seed", 0)):
+    for name, least in (("num_samples", 1), ("lanes", 1), ("max_new_tokens", 1), ("seed", 0)):
         if getattr(line, name) < least:
             raise ValueError(f"--{name}={getattr(line, name)} must be at least {least}")
     sampling = batch.Sampling.of(
@@ -60,29 +64,44 @@ def _generate(line: flags.FlagValues) -> None:
     subject = opening.open_policy(line)
     prompts = [_ids(row, subject, chat=line.chat, room=line.max_new_tokens) for row in asked]
     print(f"reads {line.input or '--prompt'} ({len(asked)} rows), writes {line.out or 'here'}", flush=True)
+    subject = dataclasses.replace(subject, lanes=line.lanes)
+    cut = None
+    if line.stop_string:
+        cut = stopping.at_strings(line.stop_string, lambda ids: subject.tokenizer.decode(ids)[0])
     generated = generate.generate(
-        subject.model,
-        subject.params,
-        subject.adapter,
-        subject.mesh,
+        subject,
         prompts,
         sampling=sampling,
         num_samples=line.num_samples,
-        stop_ids=subject.stop_ids,
         seed=line.seed,
-        batch_size=line.batch_size,
+        cut=cut,
+        growing=not line.out and len(asked) * line.num_samples == 1,
     )
-    found: list[list[dict]] = [[] for _ in asked]
-    for place, completions in tqdm.tqdm(generated, total=len(asked), unit="row", disable=not sys.stderr.isatty()):
-        found[place] = [_row(completion, subject) for completion in completions]
-    written = [row for completions in found for row in completions]
+    found, shown = {}, ""
+    quiet = not (line.out and sys.stderr.isatty())
+    for one in tqdm.tqdm(generated, total=len(asked) * line.num_samples, disable=quiet):
+        row = _row(one, subject, line.stop_string)
+        if one.finish_reason:
+            found[one.place, one.sample] = row
+        if not line.out:
+            shown = _show(row, shown)
+    written = [found[place] for place in sorted(found)]
     if line.out:
         files.write_text(pathlib.Path(line.out), files.json_lines(written))
-    else:
-        print("\n".join(row["text"] or str(row["tokens"]) for row in written))
     count = sum(len(row["tokens"]) for row in written)
     stopped = sum(row["finish_reason"] == "stop" for row in written)
     print(f"{len(written)} completions, {count} tokens, {stopped} ended by themselves")
+
+
+def _show(row: dict, shown: str) -> str:
+    """Prints what is new of a completion, and gives back what is on the screen of one that still grows."""
+    text = row["text"] if row["text"] is not None else str(row["tokens"])
+    if row["finish_reason"]:
+        print(text.removeprefix(shown), flush=True)
+        return ""
+    whole = text.rstrip("\ufffd")  # half a character, which the next token may complete
+    print(whole.removeprefix(shown), end="", flush=True)
+    return whole
 
 
 def _ids(row: rows.Row, subject: policy.Policy, *, chat: bool, room: int) -> list[int]:
@@ -102,10 +121,12 @@ def _ids(row: rows.Row, subject: policy.Policy, *, chat: bool, room: int) -> lis
     return ids
 
 
-def _row(completion: generate.Generated, subject: policy.Policy) -> dict:
+def _row(completion: generate.Generated, subject: policy.Policy, stop_strings: Sequence[str]) -> dict:
     """A row out; without a tokenizer its text is null."""
-    shown = completion.tokens[: len(completion.tokens) - (completion.finish_reason == "stop")]
-    text = subject.words.decode(shown)[0] if subject.words else None
+    ends = completion.tokens[-1:] and completion.tokens[-1] in subject.stop_ids
+    text = subject.words.decode(completion.tokens[: len(completion.tokens) - bool(ends)])[0] if subject.words else None
+    if text is not None and (found := [text.find(stop) for stop in stop_strings if stop in text]):
+        text = text[: min(found)]
     return {
         "tokens": completion.tokens,
         "text": text,

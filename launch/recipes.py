@@ -145,7 +145,7 @@ def show_work_tiny() -> stages.RunConfig:
                 ),
                 rewards=show_work_rewards(over=4),
             ),
-            stages.Evaluate(label="grpo", name="evaluate_grpo", samples=2, max_new_tokens=48, batch_size=4),
+            stages.Evaluate(label="grpo", name="evaluate_grpo", samples=2, max_new_tokens=48),
         ),
         notes=("A random model learns nothing in a few steps: this recipe proves the path, not the method.",),
     )

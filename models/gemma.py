@@ -4,8 +4,10 @@ A model is described once by the module and then split: `Model.params` is a plai
 compiled programs receive that dict.  Three ways through the same blocks:
 
     hidden_BTD          = model.hidden(params, tokens_BT, ...)          whole sequences: training, scoring
-    hidden_PD, cache    = model.prefill(params, tokens_PT, ...)         prompts, filling a cache
-    hidden_BD, cache    = model.decode(params, token_B, position_B, cache, ...)    one token more
+    hidden_PD, filled   = model.prefill(params, tokens_PT, ..., filled)       prompts, filling a cache
+    hidden_BD, own      = model.decode(params, token_B, turn_B, own, shared)  one token more
+
+and two back to tokens, through the embedding, of which no logits are kept: `token_logprob` and `sample`.
 """
 
 import functools
@@ -14,10 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
 
-from thinkfirst.kernels.decode_attention import api as decode_attention
-from thinkfirst.kernels.flash_attention import api as flash_attention
+from thinkfirst.kernels import on_mesh
 from thinkfirst.models import config as model_config
 from thinkfirst.models import kv_cache, layers, lora
 
@@ -25,11 +27,13 @@ Params = dict[str, Any]
 
 
 class Place(NamedTuple):
-    """Where in the model an attention is: its kind, the period the scan is at, the stacked cache of its layer."""
+    """Where in the model an attention is: its kind, stack and layer, the period the scan is at, the layer's cache."""
 
     kind: model_config.Kind
+    stack: str
+    layer: str
     period: jax.Array
-    ring: Any
+    cache: Any
 
 
 class Period(nnx.Module):
@@ -67,10 +71,14 @@ def _stacked(
 
 
 class Model:
-    """A configuration and the functions of its parameters; holds no array."""
+    """A configuration and the functions of its parameters; holds no array.
 
-    def __init__(self, config: model_config.GemmaConfig) -> None:
-        self.config = config
+    `mesh` is what its programs will run on: with it, each device runs kernels on its part.  Without one, XLA partitions
+    the plain forms.
+    """
+
+    def __init__(self, config: model_config.GemmaConfig, mesh: Mesh | None = None) -> None:
+        self.config, self.mesh = config, mesh
         self._graph = nnx.graphdef(nnx.eval_shape(lambda: Gemma(config, rngs=nnx.Rngs(0))))
 
     def init(self, seed: int) -> Params:
@@ -121,7 +129,8 @@ class Model:
         """
 
         def attend(place: Place, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
-            return flash_attention.attention(query, key, value, segment_BT, **self._attention(place.kind)), None
+            context = on_mesh.attention(query, key, value, segment_BT, **self._attention(place.kind))
+            return context, None
 
         position_BT = layers.segment_positions(segment_BT)
         return self._run(params, tokens_BT, position_BT, attend, adapter=adapter, remat=remat)[0]
@@ -131,47 +140,94 @@ class Model:
         params: Params,
         tokens_PT: Int[Array, "P T"],
         length_P: Int[Array, "P"],
-        cache: kv_cache.Cache,
+        filled: kv_cache.Tree,
         *,
         adapter: lora.Adapter | None = None,
-    ) -> tuple[Float[Array, "P D"], kv_cache.Cache]:
-        """Hidden state of each prompt's last token, and the cache holding every prompt."""
+    ) -> tuple[Float[Array, "P D"], kv_cache.Tree]:
+        """Hidden state of each prompt's last token, and `kv_cache.prompts` filled with them."""
         segment_PT = (jnp.arange(tokens_PT.shape[1])[None, :] < length_P[:, None]).astype(jnp.int32)
 
         def attend(place: Place, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
-            context = flash_attention.attention(query, key, value, segment_PT, **self._attention(place.kind))
-            return context, kv_cache.fill(place.ring, place.period, key, value, length_P)
+            context = on_mesh.attention(query, key, value, segment_PT, **self._attention(place.kind))
+            return context, kv_cache.fill(place.cache, place.period, key, value, length_P)
 
         position_PT = jnp.broadcast_to(jnp.arange(tokens_PT.shape[1]), tokens_PT.shape)
-        hidden_PTD, cache = self._run(params, tokens_PT, position_PT, attend, adapter=adapter, cache=cache)
-        return jnp.take_along_axis(hidden_PTD, (length_P - 1)[:, None, None], axis=1)[:, 0], cache
+        hidden_PTD, filled = self._run(params, tokens_PT, position_PT, attend, adapter=adapter, cache=filled)
+        return jnp.take_along_axis(hidden_PTD, (length_P - 1)[:, None, None], axis=1)[:, 0], filled
 
     def decode(
         self,
         params: Params,
         token_B: Int[Array, "B"],
-        position_B: Int[Array, "B"],
-        cache: kv_cache.Cache,
+        turn_B: Int[Array, "B"],
+        own: kv_cache.Tree,
+        shared: kv_cache.Shared,
         *,
+        rooms: kv_cache.Rooms,
         adapter: lora.Adapter | None = None,
-    ) -> tuple[Float[Array, "B D"], kv_cache.Cache]:
-        """Hidden state of one new token per row, and the cache holding it too."""
+    ) -> tuple[Float[Array, "B D"], kv_cache.Tree]:
+        """Hidden state of token number `turn` after the prompt, one per row, and `kv_cache.own` holding it too."""
+        position_B = shared.length_Q[shared.of_row_B] + turn_B
 
         def attend(place: Place, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
-            ring = kv_cache.append(place.ring, place.period, key[:, 0], value[:, 0], position_B)
-            past_key, past_value = kv_cache.layer(ring, place.period)
-            context_BNH = decode_attention.attention(
-                query[:, 0], past_key, past_value, position_B, **self._attention(place.kind)
-            )
-            return context_BNH[:, None], ring
+            settings, new, pair = self._attention(place.kind), (key[:, 0], value[:, 0]), place.cache.pair
+            if rooms.rings(self.config, place.kind):
+                context_BNH, pair = on_mesh.append_attention(
+                    query[:, 0], new, pair, place.period, position_B, **settings
+                )
+            else:
+                context_BNH, pair = on_mesh.grouped(
+                    query[:, 0],
+                    new,
+                    pair,
+                    place.period,
+                    turn_B,
+                    prompt=shared.layers[place.stack][place.layer].pair,
+                    length_P=shared.length_Q,
+                    group_B=shared.of_row_B,
+                    **{**settings, "window": 0},
+                )
+            return context_BNH[:, None], kv_cache.Layer(*pair)
 
-        hidden_BTD, cache = self._run(
-            params, token_B[:, None], position_B[:, None], attend, adapter=adapter, cache=cache
+        hidden_BTD, own = self._run(params, token_B[:, None], position_B[:, None], attend, adapter=adapter, cache=own)
+        return hidden_BTD[:, 0], own
+
+    def token_logprob(
+        self,
+        params: Params,
+        hidden_BTD: Float[Array, "B T D"],
+        token_BT: Int[Array, "B T"],
+        *,
+        floor_BT: Float[Array, "B T"] | None = None,
+        temperature: Float[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        """(log-prob, entropy) of given tokens, in nats; floors (none: nothing was cut off) are `Rollout.floor_BT`."""
+        return on_mesh.token_logprob(
+            hidden_BTD,
+            params["embedding"],
+            token_BT,
+            jnp.full(token_BT.shape, -jnp.inf) if floor_BT is None else floor_BT,
+            mesh=self.mesh,
+            temperature=jnp.float32(1.0) if temperature is None else temperature,
+            truncated=floor_BT is not None,
+            soft_cap=self.config.final_soft_cap,
         )
-        return hidden_BTD[:, 0], cache
+
+    def sample(
+        self,
+        params: Params,
+        hidden_BD: Float[Array, "B D"],
+        key_B: Key[Array, "B"],
+        limits: dict[str, jax.Array],
+        **settings: Any,
+    ) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
+        """(token, log-prob, floor) drawn for each row; `limits` are temperature, top_k and top_p."""
+        table_VD, soft_cap = params["embedding"], self.config.final_soft_cap
+        return on_mesh.sample(hidden_BD, table_VD, key_B, limits, mesh=self.mesh, soft_cap=soft_cap, **settings)
 
     def _attention(self, kind: str) -> dict[str, Any]:
         return {
+            "mesh": self.mesh,
             "scale": self.config.query_scalar**-0.5,
             "window": self.config.window if kind == "local" else 0,
             "soft_cap": self.config.attention_soft_cap,
@@ -185,7 +241,7 @@ class Model:
         attend: Any,
         *,
         adapter: lora.Adapter | None,
-        cache: kv_cache.Cache | None = None,
+        cache: kv_cache.Tree | None = None,
         remat: bool = False,
     ) -> tuple[jax.Array, Any]:
         """Embed, walk every stack, normalise."""
@@ -196,7 +252,9 @@ class Model:
         for i, (kinds, repeats) in enumerate(self.config.stacks):
             name = f"stack_{i}"
             graph, state = nnx.split(getattr(module, name))
-            step = functools.partial(_period_step, graph=graph, kinds=kinds, position_BT=position_BT, attend=attend)
+            step = functools.partial(
+                _period_step, graph=graph, stack=(name, kinds), position_BT=position_BT, attend=attend
+            )
             xs = (jnp.arange(repeats), nnx.to_pure_dict(state), factors.get(name, {}))
             (x_BTD, rings[name]), _ = jax.lax.scan(
                 jax.checkpoint(step) if remat else step, (x_BTD, rings.get(name)), xs
@@ -205,14 +263,20 @@ class Model:
 
 
 def _period_step(
-    carry: Any, xs: Any, *, graph: Any, kinds: tuple[model_config.Kind, ...], position_BT: jax.Array, attend: Any
+    carry: Any,
+    xs: Any,
+    *,
+    graph: Any,
+    stack: tuple[str, tuple[model_config.Kind, ...]],
+    position_BT: jax.Array,
+    attend: Any,
 ) -> tuple[Any, None]:
     """Body of the scan: one period, its parameters and adapter factors in `xs`, the stream and cache carried."""
     (x_BTD, cache), (index, params, factors) = carry, xs
     period, rings = nnx.merge(graph, params), {}
-    for i, kind in enumerate(kinds):
+    for i, kind in enumerate(stack[1]):
         name = f"layer_{i}"
-        place = Place(kind, index, None if cache is None else cache[name])
+        place = Place(kind, stack[0], name, index, None if cache is None else cache[name])
         block = getattr(period, name)
         x_BTD, rings[name] = block(x_BTD, position_BT, factors.get(name, {}), functools.partial(attend, place))
     return (x_BTD, None if cache is None else rings), None

@@ -1,11 +1,15 @@
-"""Keys and values of the past, one ring of slots per row and layer.
+"""Keys and values of the past: what rows have of their own, and prompts that rows share.
 
-Position p of a row lives in slot p mod S.  Global layers get S = the whole length, local layers S = the window's, so a
-position is overwritten exactly when the window has left it behind.  The tree mirrors the model's:
-cache["stack_0"]["layer_1"] is a `Ring` whose leading axis L counts the periods of that stack.
+A layer whose window is shorter than the longest sequence keeps a ring of the window's length for each row: position p
+lives in slot p mod S and is overwritten exactly when the window has left it behind.  Every other layer keeps the prompt
+once, for all rows that continue it, and of each row only what came after.
+
+The trees mirror the model's: tree["stack_0"]["layer_1"] is a `Layer` whose leading axis L counts the periods of that
+stack.
 """
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -14,45 +18,82 @@ from jaxtyping import Array, Float, Int
 
 from thinkfirst.models import config as model_config
 
-Cache = dict[str, dict[str, "Ring"]]
+Tree = dict[str, dict[str, "Layer"]]
 
 
 @flax.struct.dataclass
-class Ring:
-    """Keys and values of one layer of every period of a stack."""
+class Layer:
+    """Keys and values of one layer of every period of a stack; S slots of each of B rows."""
 
     key_LBSKH: Float[Array, "L B S K H"]
     value_LBSKH: Float[Array, "L B S K H"]
 
+    @property
+    def pair(self) -> tuple[jax.Array, jax.Array]:
+        """(keys, values), as kernels want them."""
+        return self.key_LBSKH, self.value_LBSKH
 
-def num_slots(config: model_config.GemmaConfig, kind: str, length: int) -> int:
-    """Slots a layer needs to hold sequences of up to `length` tokens."""
-    return min(config.window, length) if kind == "local" else length
+
+@dataclasses.dataclass(frozen=True)
+class Rooms:
+    """The most tokens of a prompt, and of what comes after it."""
+
+    prompt: int
+    new: int
+
+    def rings(self, config: model_config.GemmaConfig, kind: str) -> bool:
+        """Whether layers of this kind keep rings."""
+        return kind == "local" and config.window < self.prompt + self.new
 
 
-def init(config: model_config.GemmaConfig, batch: int, length: int, *, full: bool = False) -> Cache:
-    """An empty cache for `batch` rows of up to `length` tokens; `full` (for tests) gives local layers every slot."""
+@flax.struct.dataclass
+class Shared:
+    """Prompts that rows continue: those layers without rings, the length of each, and which one each row has."""
 
-    def ring(kind: str, repeats: int) -> Ring:
-        slots = length if full else num_slots(config, kind, length)
-        shape = (repeats, batch, slots, config.num_kv_heads, config.head_dim)
-        return Ring(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    layers: Tree
+    length_Q: Int[Array, "Q"]
+    of_row_B: Int[Array, "B"]
+
+
+def own(config: model_config.GemmaConfig, rows: int, rooms: Rooms) -> Tree:
+    """What each row has for itself: rings, and the tokens after the prompt elsewhere."""
+    return _zeros(config, rows, lambda kind: config.window if rooms.rings(config, kind) else rooms.new)
+
+
+def prompts(config: model_config.GemmaConfig, rows: int, rooms: Rooms) -> Tree:
+    """What prefilling prompts leaves: the start of a ring, or the whole prompt."""
+    return _zeros(
+        config, rows, lambda kind: min(config.window, rooms.prompt) if rooms.rings(config, kind) else rooms.prompt
+    )
+
+
+def resident(config: model_config.GemmaConfig, rows: int, rooms: Rooms) -> Tree:
+    """Prompts as long as some row continues them: the layers without rings."""
+    return _zeros(config, rows, lambda kind: 0 if rooms.rings(config, kind) else rooms.prompt)
+
+
+def _zeros(config: model_config.GemmaConfig, rows: int, slots_of: Callable[[str], int]) -> Tree:
+    """A tree of the layers that have any slots."""
+
+    def layer(slots: int, repeats: int) -> Layer:
+        shape = (repeats, rows, slots, config.num_kv_heads, config.head_dim)
+        return Layer(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
     return {
-        f"stack_{i}": {f"layer_{j}": ring(kind, repeats) for j, kind in enumerate(kinds)}
+        f"stack_{i}": {f"layer_{j}": layer(slots_of(kind), repeats) for j, kind in enumerate(kinds) if slots_of(kind)}
         for i, (kinds, repeats) in enumerate(config.stacks)
     }
 
 
 def fill(
-    ring: Ring,
+    layer: Layer,
     index: Int[Array, ""],
     key_BTKH: Float[Array, "B T K H"],
     value_BTKH: Float[Array, "B T K H"],
     length_B: Int[Array, "B"],
-) -> Ring:
-    """The ring of period `index` holding the last S of each row's first `length` positions."""
-    slots = ring.key_LBSKH.shape[2]
+) -> Layer:
+    """The layer of period `index` holding the last S of each row's first `length` positions."""
+    slots = layer.key_LBSKH.shape[2]
     newest_B1 = length_B[:, None] - 1
     source_BS = newest_B1 - jnp.mod(newest_B1 - jnp.arange(slots)[None, :], slots)
     source_BS11 = jnp.maximum(source_BS, 0)[:, :, None, None]
@@ -61,33 +102,31 @@ def fill(
         taken_BSKH = jnp.take_along_axis(new_BTKH, source_BS11, axis=1)
         return jax.lax.dynamic_update_index_in_dim(stack, taken_BSKH, index, axis=0)
 
-    return Ring(put(ring.key_LBSKH, key_BTKH), put(ring.value_LBSKH, value_BTKH))
+    return Layer(put(layer.key_LBSKH, key_BTKH), put(layer.value_LBSKH, value_BTKH))
 
 
-def append(
-    ring: Ring,
-    index: Int[Array, ""],
-    key_BKH: Float[Array, "B K H"],
-    value_BKH: Float[Array, "B K H"],
-    position_B: Int[Array, "B"],
-) -> Ring:
-    """The ring of period `index` with each row's token written at its position."""
-    row_B = jnp.arange(position_B.shape[0])
-    slot_B = jnp.mod(position_B, ring.key_LBSKH.shape[2])
-
-    def put(stack: jax.Array, new_BKH: jax.Array) -> jax.Array:
-        return stack.at[index, row_B, slot_B].set(new_BKH)
-
-    return Ring(put(ring.key_LBSKH, key_BKH), put(ring.value_LBSKH, value_BKH))
+def keep(held: Tree, filled: Tree, place_P: Int[Array, "P"]) -> Tree:
+    """Resident prompts with those just filled at `place_P`; layers with rings are left out."""
+    return {
+        stack: {
+            name: jax.tree.map(lambda old, new: old.at[:, place_P].set(new), layer, filled[stack][name])
+            for name, layer in layers.items()
+        }
+        for stack, layers in held.items()
+    }
 
 
-def layer(ring: Ring, index: Int[Array, ""]) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """Keys and values of period `index`."""
-    pick = lambda stack: jax.lax.dynamic_index_in_dim(stack, index, axis=0, keepdims=False)  # noqa: E731
-    return pick(ring.key_LBSKH), pick(ring.value_LBSKH)
+def begin(rows: Tree, filled: Tree, held: Tree, *, row: Int[Array, ""], prompt: Int[Array, ""]) -> Tree:
+    """The rows' own layers with the rings of `row` started from prompt number `prompt` of those just filled."""
 
+    def start(old: jax.Array, new: jax.Array) -> jax.Array:
+        ring = jax.lax.dynamic_slice_in_dim(new, prompt, 1, axis=1)
+        return jax.lax.dynamic_update_slice(old, ring, (0, row, 0, 0, 0))
 
-def fork(cache: Cache, group: int) -> Cache:
-    """Every row repeated `group` times: one prefilled prompt becomes the start of each of its samples."""
-    repeat: Any = lambda stack: jnp.repeat(stack, group, axis=1)  # noqa: E731
-    return jax.tree.map(repeat, cache)
+    return {
+        stack: {
+            name: layer if name in held[stack] else jax.tree.map(start, layer, filled[stack][name])
+            for name, layer in layers.items()
+        }
+        for stack, layers in rows.items()
+    }

@@ -67,14 +67,15 @@ class Sampling:
     """Sampler settings as data, never as shapes: changing one recompiles nothing.
 
     temperature 0 is greedy (log-probs are then those of temperature 1); top_k 0, top_p 1 and min_p 0 keep the whole
-    vocabulary.  min_p drops what is less than min_p times as likely as the likeliest token.
+    vocabulary.  min_p drops what is less than min_p times as likely as the likeliest token.  max_new_tokens is a limit
+    for all rows, or one for each.
     """
 
     temperature: Float[AnyScalar, ""]
     top_k: Int[AnyScalar, ""]
     top_p: Float[AnyScalar, ""]
     min_p: Float[AnyScalar, ""]
-    max_new_tokens: Int[AnyScalar, ""]
+    max_new_tokens: Int[AnyScalar, ""] | Int[AnyArray, "B"]
 
     @classmethod
     def of(
@@ -111,11 +112,11 @@ class Rollout:
     distribution.
     """
 
-    tokens_BT: Int[Array, "B T"]
-    logp_BT: Float[Array, "B T"]
-    floor_BT: Float[Array, "B T"]
-    length_B: Int[Array, "B"]
-    stopped_B: Bool[Array, "B"]
+    tokens_BT: Int[AnyArray, "B T"]
+    logp_BT: Float[AnyArray, "B T"]
+    floor_BT: Float[AnyArray, "B T"]
+    length_B: Int[AnyArray, "B"]
+    stopped_B: Bool[AnyArray, "B"]
 
 
 @flax.struct.dataclass
@@ -156,6 +157,11 @@ def pad_prompts(rows: Sequence[Sequence[int]], ids: Sequence[int], width: int) -
 def bucket(length: int) -> int:
     """`length` rounded up to whole buckets."""
     return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
+
+
+def wide_bucket(length: int) -> int:
+    """`length` rounded up to a bucket times a power of two."""
+    return LENGTH_BUCKET << max(0, -(-length // LENGTH_BUCKET) - 1).bit_length()
 
 
 def length_mask(length_B: Int[AnyArray, "B"], num_tokens: int) -> Bool[Array, "B T"]:

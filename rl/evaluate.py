@@ -42,8 +42,8 @@ def evaluate(
     subject: policy.Policy, problems: Sequence[batch.Problem], stage: stages.Evaluate, key: jax.Array
 ) -> dict[str, Any]:
     """The entry of final_results.json for this stage.  The same key draws the same noise for every policy."""
-    sampled = _answer(subject, problems, stage, key, temperature=stage.temperature)
-    greedy = _answer(subject, problems, stage, key, temperature=0.0)[:: stage.samples]
+    sampled = _answer(subject, problems, stage, key, temperature=stage.temperature, samples=stage.samples)
+    greedy = _answer(subject, problems, stage, key, temperature=0.0, samples=1)
     by_problem = [sampled[i : i + stage.samples] for i in range(0, len(sampled), stage.samples)]
     scores = [float(np.mean([row.right for row in rows])) for rows in by_problem]
     return {
@@ -79,17 +79,13 @@ def _answer(
     key: jax.Array,
     *,
     temperature: float,
+    samples: int,
 ) -> list[Marked]:
-    """Every problem's `samples` completions, problem by problem; the last batch is filled up with its last problem."""
-    sampling = batch.Sampling.of(temperature=temperature, max_new_tokens=stage.max_new_tokens)
-    marked: list[Marked] = []
-    for begin in range(0, len(problems), stage.batch_size):
-        part = list(problems[begin : begin + stage.batch_size])
-        full = part + part[-1:] * (min(stage.batch_size, len(problems)) - len(part))
-        rollout = subject.sample(subject.prompts(full), sampling, key, group=stage.samples, room=stage.max_new_tokens)
-        completions = subject.completions(rollout)[: len(part) * stage.samples]
-        marked += [mark(part[row // stage.samples], completion) for row, completion in enumerate(completions)]
-    return marked
+    """Every problem's `samples` completions, problem by problem."""
+    room = stage.max_new_tokens
+    sampling = batch.Sampling.of(temperature=temperature, max_new_tokens=room)
+    rollout = subject.sample(subject.prompts(problems), sampling, key, group=samples, room=room)
+    return [mark(problems[row // samples], found) for row, found in enumerate(subject.completions(rollout))]
 
 
 def _mean(rows: Sequence[Marked], value: Callable[[Marked], float]) -> float:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.models import gemma, lora
 from thinkfirst.rl import batch, loss, optimizer
 
@@ -41,13 +40,12 @@ def completion_logprob(
         params, jnp.asarray(rows.tokens_BT), segment_BT=valid_BT.astype(jnp.int32), adapter=adapter, remat=remat
     )
     before_BT = jnp.minimum(rows.prompt_length_B[:, None] - 1 + jnp.arange(width), num_tokens - 1)
-    return token_logprob.token_logprob(
+    return model.token_logprob(
+        params,
         jnp.take_along_axis(hidden_BTD, before_BT[:, :, None], axis=1),
-        params["embedding"],
         jnp.asarray(rows.completion_BT),
-        jnp.asarray(rows.floor_BT),
+        floor_BT=jnp.asarray(rows.floor_BT),
         temperature=temperature,
-        soft_cap=model.config.final_soft_cap,
     )
 
 

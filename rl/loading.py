@@ -29,11 +29,17 @@ def from_config(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: Dtype
         shape = _computing_in(dtype, _architecture(config.architecture))
         words = _tokenizer(config, workdir, shape)
         tokenizer_lib.check_vocab(words, shape.vocab_size)
-        model, devices = gemma.Model(shape), mesh_lib.make(config.mesh)
+        devices = mesh_lib.make(config.mesh)
+        model = gemma.Model(shape, devices)
         layout = sharding.parameters(model.letters(), model.shapes(), devices)
         params = jax.device_put(model.init(config.seed), layout)
         subject = policy.Policy(model, words, devices, params, stop_ids=words.stop_ids)
-    subject = dataclasses.replace(subject, instruction=config.instruction, max_prompt_tokens=config.max_prompt_tokens)
+    subject = dataclasses.replace(
+        subject,
+        instruction=config.instruction,
+        max_prompt_tokens=config.max_prompt_tokens,
+        lanes=config.lanes,
+    )
     merge_adapters(subject, config.adapters)
     return subject
 
@@ -52,7 +58,7 @@ def from_folder(folder: str | pathlib.Path, devices: Mesh, *, tokenizer: str = "
     stop_ids = tuple(dict.fromkeys((*special.eos_ids, *(words.stop_ids if words else ()))))
     if beyond := [stop for stop in stop_ids if not 0 <= stop < shape.vocab_size]:
         raise ValueError(f"{folder}: stop id {beyond[0]} is outside the vocabulary of {shape.vocab_size}")
-    model = gemma.Model(shape)
+    model = gemma.Model(shape, devices)
     params = weights.load(folder, model, sharding.parameters(model.letters(), model.shapes(), devices))
     return policy.Policy(model, words, devices, params, stop_ids=stop_ids, source=str(folder))
 

@@ -110,4 +110,6 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
     short = {name: name.removeprefix("rewards/").removesuffix("/mean") for name in SHOWN}
     picked = {short[name]: row[name] for name in SHOWN if name in row}
     picked["tok/s"] = round(row["tokens_per_second"])
+    if "rollout/occupancy" in row:
+        picked["busy"] = row["rollout/occupancy"]
     return {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in picked.items()}

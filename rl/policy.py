@@ -31,7 +31,8 @@ class Policy:
     source: str = ""
     instruction: str = ""
     max_prompt_tokens: int = 512
-    _engines: dict[tuple[int, int], rollout.Engine] = dataclasses.field(default_factory=dict)
+    lanes: int = rollout.LANES
+    _engines: dict[int, rollout.Engine] = dataclasses.field(default_factory=dict)
 
     @property
     def tokenizer(self) -> tokenizer_lib.Tokenizer:
@@ -74,22 +75,25 @@ class Policy:
         width = min(batch.bucket(max(map(len, rows))), self.max_prompt_tokens)
         return batch.pad_prompts(rows, [zlib.crc32(problem.id.encode()) for problem in problems], width)
 
+    def engine(self, room: int) -> rollout.Engine:
+        """The engine for up to `room` new tokens; it is kept, so that equal shapes compile once."""
+        if room not in self._engines:
+            self._engines[room] = rollout.Engine(
+                self.model, self.mesh, room=room, stop_ids=self.stop_ids, lanes=self.lanes
+            )
+        return self._engines[room]
+
     def sample(
         self, prompts: batch.Prompts, sampling: batch.Sampling, key: jax.Array, *, group: int, room: int
     ) -> batch.Rollout:
-        """`group` completions of each prompt; engines are kept, so that equal shapes compile once."""
-        if (group, room) not in self._engines:
-            self._engines[group, room] = rollout.Engine(
-                self.model, self.mesh, group=group, room=room, stop_ids=self.stop_ids
-            )
-        return self._engines[group, room].sample(self.params, self.adapter, prompts, sampling, key)
+        """`group` completions of each prompt, on the host."""
+        return self.engine(room).sample(self.params, self.adapter, prompts, sampling, key, group=group)
 
     def completions(self, rollout: batch.Rollout) -> list[batch.Completion]:
         """The rows of a rollout as text; the stop token is left out of it."""
-        host = jax.device_get(rollout)
         found = []
         for tokens_T, logp_T, length, stopped in zip(
-            host.tokens_BT, host.logp_BT, host.length_B, host.stopped_B, strict=True
+            rollout.tokens_BT, rollout.logp_BT, rollout.length_B, rollout.stopped_B, strict=True
         ):
             count = int(length) - int(stopped)
             text, spans = self.tokenizer.decode(tokens_T[:count].tolist())

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 
 from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.core import sharding
-from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.models import gemma, lora
 from thinkfirst.rl import batch
 
@@ -75,15 +74,7 @@ def _logprobs(
     """(log-prob, entropy) of every token but the first."""
     segment_BT = batch.length_mask(length_B, tokens_BT.shape[1]).astype(jnp.int32)
     hidden_BTD = model.hidden(params, tokens_BT, segment_BT=segment_BT, adapter=adapter)
-    target_BT = tokens_BT[:, 1:]
-    return token_logprob.token_logprob(
-        hidden_BTD[:, :-1],
-        params["embedding"],
-        target_BT,
-        jnp.full(target_BT.shape, -jnp.inf),
-        temperature=jnp.float32(1.0),
-        soft_cap=model.config.final_soft_cap,
-    )
+    return model.token_logprob(params, hidden_BTD[:, :-1], tokens_BT[:, 1:])
 
 
 def _after_first(value_T: Any, row: Sequence[int]) -> list[float | None]:

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.models import gemma, lora
 from thinkfirst.rl import batch, optimizer
 
@@ -42,15 +41,7 @@ def loss(
     num_tokens = tokens_BT.shape[1]
     valid_BT = batch.length_mask(rows.length_B, num_tokens)
     hidden_BTD = model.hidden(params, tokens_BT, segment_BT=valid_BT.astype(jnp.int32), adapter=adapter)
-    target_BT = tokens_BT[:, 1:]
-    logp_BT, _ = token_logprob.token_logprob(
-        hidden_BTD[:, :-1],
-        params["embedding"],
-        target_BT,
-        jnp.full(target_BT.shape, -jnp.inf),
-        temperature=jnp.float32(1.0),
-        soft_cap=model.config.final_soft_cap,
-    )
+    logp_BT, _ = model.token_logprob(params, hidden_BTD[:, :-1], tokens_BT[:, 1:])
     mask_BT = (valid_BT & ~batch.length_mask(rows.prompt_length_B, num_tokens))[:, 1:]
     count = mask_BT.sum(dtype=jnp.float32)
     return -jnp.where(mask_BT, logp_BT, 0.0).sum() / jnp.maximum(count, 1.0), count

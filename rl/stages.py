@@ -125,10 +125,9 @@ class Evaluate:
     samples: int = 4
     temperature: float = 1.0
     max_new_tokens: int = 256
-    batch_size: int = 60
 
     def __post_init__(self) -> None:
-        _at_least(self, samples=1, max_new_tokens=1, batch_size=1)
+        _at_least(self, samples=1, max_new_tokens=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +147,8 @@ class RunConfig:
 
     `checkpoint` is a Hugging Face folder; without one the model is random, of the shape `architecture` names in
     `models/config.py`.  `adapters` are folders of PEFT, merged in order into the checkpoint as it is read.
-    `tokenizer` defaults to the checkpoint's; a run that pre-trains makes its own.
+    `tokenizer` defaults to the checkpoint's; a run that pre-trains makes its own.  `lanes` completions are decoded side
+    by side on each data shard.
     """
 
     recipe: str
@@ -160,6 +160,7 @@ class RunConfig:
     tokenizer: str = ""
     instruction: str = ""
     max_prompt_tokens: int = 512
+    lanes: int = 64
     seed: int = 0
     mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
     cpu_devices: int = 1
@@ -169,5 +170,7 @@ class RunConfig:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"{self.recipe}: stages must have names of their own: {names}")
+        if self.lanes < 1:
+            raise ValueError(f"lanes={self.lanes} must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative")

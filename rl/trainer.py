@@ -49,7 +49,9 @@ def make_grpo_step(
         prompts = subject.prompts(asked)
         with clock.phase("rollout"):
             key = jax.random.fold_in(root, jax.device_put(np.uint32(step)))
-            rollout = subject.sample(prompts, sampling, key, group=stage.group, room=stage.max_new_tokens)
+            engine = subject.engine(stage.max_new_tokens)
+            rollout = engine.sample(subject.params, subject.adapter, prompts, sampling, key, group=stage.group)
+            engine.release()  # the update needs the memory
             completions = subject.completions(rollout)
         with clock.phase("reward"):
             rows = [(asked[row // stage.group], completion) for row, completion in enumerate(completions)]
@@ -57,7 +59,7 @@ def make_grpo_step(
             reward_PG = np.array([grade.total for grade in graded]).reshape(-1, stage.group)
             advantage_PG = advantage.group_relative(reward_PG)
         with clock.phase("update"):
-            experience = trimmed(batch.experience(prompts, jax.device_get(rollout), advantage_PG.reshape(-1)))
+            experience = trimmed(batch.experience(prompts, rollout, advantage_PG.reshape(-1)))
             experience = jax.device_put(experience, sharding.rows(subject.mesh))
             subject.adapter, opt_state, learned = update(
                 subject.adapter, opt_state, subject.params, experience, temperature
@@ -69,6 +71,7 @@ def make_grpo_step(
             **reward_metrics(graded, reward_PG, weights),
             **length_metrics(completions, stage.max_new_tokens),
             **learned,
+            **engine.metrics,
             **clock.seconds,
             "tokens_of_step": int(prompts.length_P.sum()) * stage.group + sum(_length(c) for c in completions),
         }

@@ -66,8 +66,8 @@ def test_samples_do_not_depend_on_the_batch(generated):
         "--top_k=9",
         "--min_p=0.001",
     ]
-    together = generated(rows, *how, "--batch_size=8")
-    apart = generated(rows, *how, "--batch_size=2")
+    together = generated(rows, *how, "--lanes=8")
+    apart = generated(rows, *how, "--lanes=2")
     assert [row["tokens"] for row in together] == [row["tokens"] for row in apart]
     assert len(together) == 10 and len({str(row["tokens"]) for row in together}) > 5
     assert [row["tokens"] for row in generated(rows, *how, "--seed=1")] != [row["tokens"] for row in together]

@@ -161,7 +161,7 @@ def test_a_bad_row_of_text(row, message, rows, capsys, tmp_path):
         ([], "name one source of prompts"),
         (["--prompt=x", "--input=y"], "name one source of prompts"),
         (["--prompt=x", "--num_samples=0"], "--num_samples=0 must be at least 1"),
-        (["--prompt=x", "--batch_size=0"], "--batch_size=0 must be at least 1"),
+        (["--prompt=x", "--lanes=0"], "--lanes=0 must be at least 1"),
         (["--prompt=x", "--seed=-1"], "--seed=-1 must be at least 0"),
         (["--prompt=x", "--temperature=-1"], "temperature=-1"),
         (["--prompt=x", "--top_p=0"], "top_p=0"),

@@ -15,7 +15,7 @@ import checkpoints
 import tolerance
 from thinkfirst.models import config, gemma, kv_cache
 
-LENGTH, CACHE = 20, 24
+LENGTH = 20
 
 
 @pytest.fixture(scope="module", params=["hf_gemma2", "hf_gemma3"])
@@ -28,7 +28,7 @@ def case(request):
         config=model.config,
         hidden=jax.jit(lambda tokens_BT, segment_BT: model.hidden(params, tokens_BT, segment_BT=segment_BT)),
         prefill=jax.jit(lambda *args: model.prefill(params, *args)),
-        decode=jax.jit(lambda *args: model.decode(params, *args)),
+        decode=jax.jit(lambda *args, rooms: model.decode(params, *args, rooms=rooms), static_argnames="rooms"),
     )
 
 
@@ -49,17 +49,26 @@ def random_tokens(case):
     return jax.random.randint(jax.random.key(7), (2, LENGTH), 1, case.config.vocab_size)
 
 
-def step_by_step(case, tokens_PT, length_P, cache):
-    """Hidden states of the last token of each prompt and of the tokens after it, one at a time, [P, steps, D]."""
-    room = int(length_P.max())
-    garbage_PT = jnp.where(segment(tokens_PT, length_P) > 0, tokens_PT, 5)
-    hidden_PD, cache = case.prefill(garbage_PT[:, :room], length_P, cache)
-    found = [hidden_PD]
-    for step in range(LENGTH - room):
-        position_P = length_P + step
-        token_P = jnp.take_along_axis(tokens_PT, position_P[:, None], axis=1)[:, 0]
-        hidden_PD, cache = case.decode(token_P, position_P, cache)
-        found.append(hidden_PD)
+def step_by_step(case, tokens_PT, length_P, *, of_row_B=(0, 1), new=LENGTH):
+    """Hidden states after each prompt and after every token of the rows that continue them, [B, steps, D].
+
+    Caches begin as NaN where nothing that is masked may be multiplied, and else as garbage.
+    """
+    room, of_row_B = int(length_P.max()), jnp.array(of_row_B)
+    rooms = kv_cache.Rooms(room, new)
+    garbage_PT = jnp.where(segment(tokens_PT, length_P) > 0, tokens_PT, 5)[:, :room]
+    filled = jax.tree.map(lambda leaf: leaf + jnp.nan, kv_cache.prompts(case.config, len(length_P), rooms))
+    hidden_PD, filled = case.prefill(garbage_PT, length_P, filled)
+    held = kv_cache.keep(kv_cache.resident(case.config, len(length_P), rooms), filled, jnp.arange(len(length_P)))
+    own = jax.tree.map(lambda leaf: leaf + 9, kv_cache.own(case.config, len(of_row_B), rooms))
+    for row, prompt in enumerate(of_row_B):
+        own = kv_cache.begin(own, filled, held, row=jnp.int32(row), prompt=prompt)
+    found, shared = [hidden_PD[of_row_B]], kv_cache.Shared(held, length_P, of_row_B)
+    for turn in range(LENGTH - room):
+        position_B = length_P[of_row_B] + turn
+        token_B = jnp.take_along_axis(tokens_PT[of_row_B], position_B[:, None], axis=1)[:, 0]
+        hidden_BD, own = case.decode(token_B, jnp.full_like(token_B, turn), own, shared, rooms=rooms)
+        found.append(hidden_BD)
     return jnp.stack(found, axis=1)
 
 
@@ -105,19 +114,17 @@ def test_segments_do_not_see_each_other(case):
 
 def test_prefill_and_decode_are_the_full_forward(case):
     tokens_PT, length_P = random_tokens(case), jnp.array([9, 1])
-    scratch = jax.tree.map(lambda leaf: leaf + jnp.nan, kv_cache.init(case.config, 2, CACHE))
-    found_PTD = step_by_step(case, tokens_PT, length_P, scratch)
+    found_BTD = step_by_step(case, tokens_PT, length_P)
     whole_PTD = case.hidden(tokens_PT, jnp.ones_like(tokens_PT))
-    tolerance.assert_close(found_PTD[0], whole_PTD[0, 8:])  # rings of six slots, so they wrap twice
-    tolerance.assert_close(found_PTD[1], whole_PTD[1, : found_PTD.shape[1]])
+    tolerance.assert_close(found_BTD[0], whole_PTD[0, 8:])  # rings of six slots, so they wrap twice
+    tolerance.assert_close(found_BTD[1], whole_PTD[1, : found_BTD.shape[1]])
 
 
-def test_rings_are_worth_a_full_cache(case):
+def test_rows_share_prompts_in_any_order(case):
     tokens_PT, length_P = random_tokens(case), jnp.array([9, 1])
-    ring, full = (kv_cache.init(case.config, 2, CACHE, full=switch) for switch in (False, True))
-    assert [cache["stack_0"]["layer_0"].key_LBSKH.shape[2] for cache in (ring, full)] == [6, CACHE]
-    from_ring, from_full = (step_by_step(case, tokens_PT, length_P, cache) for cache in (ring, full))
-    tolerance.assert_close(from_ring, from_full)
+    one_each = step_by_step(case, tokens_PT, length_P)
+    shared_BTD = step_by_step(case, tokens_PT, length_P, of_row_B=(1, 0, 1, 1))
+    tolerance.assert_close(shared_BTD, one_each[jnp.array([1, 0, 1, 1])])
 
 
 def test_remat_changes_nothing(local):

@@ -39,14 +39,19 @@ def experience(advantage=None):
     return batch.Experience(**{**vars(rows), "old_logp_BT": logp_BT + 0.1 * rng.normal(size=(8, 8)).astype("float32")})
 
 
-def update(rows, *, micro_batches=1, remat=False, steps=1):
+def update(rows, *, layout=None, micro_batches=1, remat=False, steps=1):
     """(adapter after, metrics): plain gradient descent, so that the adapter shows the gradient."""
-    transform = optax.sgd(1.0)
-    step = learner.make_step(MODEL, transform, learner.LossConfig(beta=0.1), micro_batches=micro_batches, remat=remat)
-    state, metrics = (adapter(), transform.init(adapter())), {}
+    transform, model, params, factors = optax.sgd(1.0), MODEL, PARAMS, adapter()
+    if layout is not None:
+        model = gemma.Model(TINY, layout)
+        params = jax.device_put(PARAMS, sharding.parameters(model.letters(), PARAMS, layout))
+        factors = jax.device_put(factors, sharding.parameters(lora.letters(model.adapted(), factors), factors, layout))
+        rows = jax.device_put(rows, sharding.rows(layout))
+    step = learner.make_step(model, transform, learner.LossConfig(beta=0.1), micro_batches=micro_batches, remat=remat)
+    state, metrics = (factors, transform.init(factors)), {}
     for _ in range(steps):
-        *state, metrics = step(*state, PARAMS, rows, jnp.float32(1.0))
-    return state[0], jax.device_get(metrics)
+        *state, metrics = step(*state, params, rows, jnp.float32(1.0))
+    return jax.device_get(state[0]), jax.device_get(metrics)
 
 
 def gap(left, right):
@@ -64,13 +69,15 @@ def test_micro_batches_and_remat_change_nothing(cut):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
-def test_data_parallel_shards_change_nothing(data, fsdp):
-    rows = experience()
-    layout = mesh.make(mesh.MeshConfig(data=data, fsdp=fsdp))
-    spread = jax.device_put(rows, sharding.rows(layout))
-    one, many = update(rows), update(spread)
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (2, 4, 1), (1, 1, 2), (2, 2, 2)])
+def test_no_mesh_changes_anything(data, fsdp, tensor):
+    """Kernels under `shard_map`: rows over data and fsdp, heads and vocabulary over tensor."""
+    rows, devices = experience(), jax.devices()[: data * fsdp * tensor]
+    layout = mesh.make(mesh.MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices)
+    one, many = update(rows), update(rows, layout=layout)
     assert gap(one[0], many[0]) < 2e-6
+    for name, value in one[1].items():
+        tolerance.assert_close(many[1][name], value)
 
 
 def test_groups_without_signal_make_no_step():

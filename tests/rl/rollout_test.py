@@ -1,30 +1,40 @@
+"""The engine draws what one-row-at-a-time decoding draws, whatever its lanes, its mesh and its neighbours are."""
+
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import naive
 import numpy as np
 import pytest
 
-import tolerance
 from thinkfirst.core import mesh, sharding
 from thinkfirst.models import config, gemma, lora
-from thinkfirst.rl import batch, learner, rollout
+from thinkfirst.rl import batch, learner, rollout, stopping
 
 TINY = config.GemmaConfig(
-    generation=3, vocab_size=64, num_layers=3, width=16, ff_width=32, num_heads=4, num_kv_heads=2, head_dim=8, window=6,
+    generation=3, vocab_size=64, num_layers=3, width=32, ff_width=48, num_heads=4, num_kv_heads=2, head_dim=8, window=6,
     pattern=("local", "global"), query_scalar=8, global_rope_base=1e5, dtype="float32",
 )  # fmt: skip
-NUM_PROMPTS, GROUP, ROOM = 4, 3, 12
+CAPPED = dataclasses.replace(TINY, generation=2, attention_soft_cap=20.0, final_soft_cap=15.0, num_kv_heads=1)
+MODELS = {
+    "gemma3, window inside the prompt": TINY,
+    "gemma3, window behind the end": dataclasses.replace(TINY, window=64),
+    "gemma2, window across": dataclasses.replace(CAPPED, window=13),
+}
+NUM_PROMPTS, GROUP, ROOM, STOPS = 5, 3, 12, (1, 5, 9)
+KEY = jax.random.key(2)
 
 pytestmark = pytest.mark.slow  # every engine is a compilation
 
 
 @functools.cache
-def policy(data, fsdp, tensor):
+def policy(sizes, data, fsdp, tensor):
     """(model, mesh, parameters, adapter) on a mesh of that shape; always the same numbers."""
-    model = gemma.Model(TINY)
     devices = jax.devices()[: data * fsdp * tensor]
     layout = mesh.make(mesh.MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices)
+    model = gemma.Model(sizes, layout)
     params = jax.tree.map(lambda x: 2 * x, model.init(0))  # larger than at random: more telling distributions
     adapter = lora.init(model.adapted(), jax.random.key(1), rank=2, alpha=4.0)
     adapter = jax.tree.map(lambda x: x + 0.03, adapter)
@@ -33,111 +43,185 @@ def policy(data, fsdp, tensor):
     return model, layout, params, jax.device_put(adapter, sharding.parameters(letters, adapter, layout))
 
 
+@functools.cache
+def engine(sizes=TINY, shape=(1, 1, 1), *, lanes=4, stop_ids=STOPS, room=ROOM):
+    model, layout, _, _ = policy(sizes, *shape)
+    return rollout.Engine(model, layout, room=room, stop_ids=stop_ids, lanes=lanes)
+
+
 def prompts(order=range(NUM_PROMPTS)):
     rng = np.random.default_rng(5)
     tokens = rng.integers(2, 64, (NUM_PROMPTS, 10)).astype(np.int32)
-    length = np.array([10, 3, 7, 9], np.int32)
-    ids = np.array([11, 22, 33, 44], np.uint32)
-    order = list(order)
-    return batch.Prompts(tokens[order], length[order], ids[order])
+    length, order = np.array([10, 3, 7, 9, 1], np.int32), list(order)
+    return batch.Prompts(tokens[order], length[order], (11 * np.arange(1, 6)).astype(np.uint32)[order])
 
 
-def sample(asked, *, shape=(1, 1, 1), group=GROUP, stop_ids=(1, 5, 9), full=False, new=ROOM, **chosen):
-    model, layout, params, adapter = policy(*shape)
-    engine = rollout.Engine(model, layout, group=group, room=ROOM, stop_ids=stop_ids, full=full)
-    sampling = batch.Sampling.of(max_new_tokens=new, **chosen)
-    return jax.device_get(engine.sample(params, adapter, asked, sampling, jax.random.key(2)))
+def sample(asked, chosen=None, *, sizes=TINY, shape=(1, 1, 1), group=GROUP, new=ROOM, **how):
+    _, _, params, adapter = policy(sizes, *shape)
+    sampling = batch.Sampling.of(max_new_tokens=1, **(chosen or {}))
+    sampling = dataclasses.replace(sampling, max_new_tokens=np.asarray(new))
+    with jax.transfer_guard("disallow"):
+        return engine(sizes, shape, **how).sample(params, adapter, asked, sampling, KEY, group=group)
+
+
+def expected(asked, chosen=None, *, sizes=TINY, group=GROUP, new=ROOM, stop_ids=STOPS):
+    model, _, params, adapter = policy(sizes, 1, 1, 1)
+    sampling = batch.Sampling.of(max_new_tokens=1, **(chosen or {}))
+    sampling = dataclasses.replace(sampling, max_new_tokens=np.asarray(new))
+    return naive.rollout(model, params, adapter, asked, sampling, KEY, group=group, stop_ids=stop_ids)
+
+
+def assert_same(found, wanted):
+    """Token for token, and log-probs to 1e-5."""
+    for row, (tokens, logps, stopped) in enumerate(wanted):
+        assert found.tokens_BT[row].tolist() == tokens + [0] * (found.tokens_BT.shape[1] - len(tokens)), row
+        assert (found.length_B[row], found.stopped_B[row]) == (len(tokens), stopped), row
+        assert np.abs(found.logp_BT[row, : len(tokens)] - logps).max() <= 1e-5, row
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_lanes_draw_what_single_rows_draw(name):
+    """Fifteen rows through four lanes, with prompts of 1 to 10 tokens."""
+    found = sample(prompts(), sizes=MODELS[name])
+    assert_same(found, expected(prompts(), sizes=MODELS[name]))
+    assert 0 < found.stopped_B.sum() < len(found.stopped_B)
+
+
+@pytest.mark.parametrize(("group", "lanes"), [(1, 2), (2, 3), (8, 4), (3, 64), (5, 1)])
+def test_neither_group_nor_lanes_matter(group, lanes):
+    found = sample(prompts(), group=group, lanes=lanes)
+    assert_same(found, expected(prompts(), group=group))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 1, 4)])
+def test_no_mesh_draws_anything_else(shape):
+    """Eight shards of five prompts: three have nothing to do."""
+    assert_same(sample(prompts(), shape=shape, lanes=2), expected(prompts()))
 
 
 SETTINGS = [
     {},
-    {"temperature": 0.7, "top_k": 8},
+    {"temperature": 0.0},
+    {"temperature": 0.7},
+    {"temperature": 1.5},
+    {"top_k": 8},
+    {"top_k": 1},
+    {"top_p": 0.8},
+    {"min_p": 0.1},
     {"temperature": 1.3, "top_p": 0.8, "top_k": 20},
-    {"temperature": 1.1, "min_p": 0.1},
-    {"top_p": 0.9, "top_k": 30, "min_p": 0.05},
+    {"temperature": 0.8, "top_p": 0.95, "top_k": 30, "min_p": 0.02},
 ]
 
 
-@pytest.mark.parametrize("chosen", SETTINGS)
+@pytest.mark.parametrize("chosen", SETTINGS, ids=str)
 def test_on_policy_identity(chosen):
-    """The learner finds the engine's log-probs again, at every sampler setting."""
-    found = sample(prompts(), **chosen)
-    model, _, params, adapter = policy(1, 1, 1)
+    """The learner finds the engine's log-probs again, at every sampler setting: ratio 1."""
+    found = sample(prompts(), chosen)
+    model, _, params, adapter = policy(TINY, 1, 1, 1)
     rows = jax.device_put(batch.experience(prompts(), found, np.zeros(NUM_PROMPTS * GROUP, np.float32)))
-    logp_BT, _ = learner.completion_logprob(
-        model, params, adapter, rows, temperature=jnp.float32(chosen.get("temperature", 1.0))
-    )
+    temperature = jnp.float32(chosen.get("temperature", 1.0) or 1.0)
+    logp_BT, _ = learner.completion_logprob(model, params, adapter, rows, temperature=temperature)
     mask_BT = np.asarray(batch.length_mask(found.length_B, ROOM))
     assert np.abs(np.asarray(logp_BT) - found.logp_BT)[mask_BT].max() <= 1e-5
-    assert (found.logp_BT[mask_BT] < 0).any()
-    if chosen:
-        assert np.isfinite(found.floor_BT[mask_BT]).any()
+    drops = set(chosen) & {"top_k", "top_p", "min_p"}
+    assert np.isfinite(found.floor_BT[mask_BT]).any() == bool(drops)
+    if chosen != {"top_k": 1}:
+        assert (found.logp_BT[mask_BT] < 0).any()
 
 
-def test_lengths_and_stops():
-    """A row ends with its first stop token, which is counted; after it there is nothing."""
-    found = sample(prompts())
-    assert 0 < found.stopped_B.sum() < len(found.stopped_B)
-    for tokens, length, stopped in zip(found.tokens_BT, found.length_B, found.stopped_B, strict=True):
-        hits = np.isin(tokens[:length], (1, 5, 9))
-        assert hits[:-1].sum() == 0
-        assert hits[-1] == stopped
-        assert stopped or length == ROOM
-        assert (tokens[length:] == 0).all()
-
-
-def test_stop_token_of_the_first_draw_ends_the_row():
-    found = sample(prompts(), stop_ids=tuple(range(64)))
-    assert (found.length_B == 1).all()
-    assert found.stopped_B.all()
-
-
-def test_limit_of_new_tokens_is_data():
-    found = sample(prompts(), stop_ids=(-1,), new=4)
-    assert (found.length_B == 4).all()
-    assert not found.stopped_B.any()
-    with pytest.raises(ValueError, match="room for 12"):
+def test_limits_are_data_and_each_row_may_have_its_own():
+    new = np.resize([1, 12, 3, 7], NUM_PROMPTS * GROUP)
+    assert_same(sample(prompts(), new=new), expected(prompts(), new=new))
+    with pytest.raises(ValueError, match="13 new tokens asked of an engine with room for 12"):
         sample(prompts(), new=13)
 
 
-def test_ring_cache_equals_full_cache():
-    """Windows of 6 against sequences of up to 22."""
-    ring, full = sample(prompts(), stop_ids=(-1,)), sample(prompts(), stop_ids=(-1,), full=True)
-    assert ring.tokens_BT.tolist() == full.tokens_BT.tolist()
-    tolerance.assert_close(ring.logp_BT, full.logp_BT)
-
-
-def test_prefill_once_equals_prefill_per_sample():
-    """Sample 0 of each group, drawn in a group of three and alone."""
-    together, alone = sample(prompts()), sample(prompts(), group=1)
-    assert together.tokens_BT[::GROUP].tolist() == alone.tokens_BT.tolist()
-    tolerance.assert_close(together.logp_BT[::GROUP], alone.logp_BT)
+def test_the_first_token_may_be_the_last():
+    found = sample(prompts(), stop_ids=tuple(range(64)))
+    assert (found.length_B == 1).all() and found.stopped_B.all()
 
 
 def test_a_sample_depends_on_nothing_but_its_key():
     """Other order of prompts, other padding: the same completions."""
-    straight, turned = sample(prompts()), sample(prompts(order=[3, 2, 1, 0]))
+    straight, turned = sample(prompts()), sample(prompts(order=[4, 3, 2, 1, 0]))
     by_prompt = turned.tokens_BT.reshape(NUM_PROMPTS, GROUP, -1)[::-1]
     assert by_prompt.reshape(straight.tokens_BT.shape).tolist() == straight.tokens_BT.tolist()
     wide = prompts()
     wide = batch.Prompts(np.pad(wide.tokens_PT, ((0, 0), (0, 7)), constant_values=3), wide.length_P, wide.id_P)
     assert sample(wide).tokens_BT.tolist() == straight.tokens_BT.tolist()
+    groups = straight.tokens_BT.reshape(NUM_PROMPTS, GROUP, -1)
+    assert sum(len({tuple(row) for row in group}) > 1 for group in groups) >= 3
 
 
-def test_samples_of_a_group_differ():
-    rows = sample(prompts()).tokens_BT.reshape(NUM_PROMPTS, GROUP, -1)
-    assert sum(len({tuple(row) for row in group}) > 1 for group in rows) >= 3
+def test_settings_compile_nothing_anew():
+    """Batches of 3 to 5 prompts, groups, limits and sampler settings change; the program does not."""
+    used = engine(TINY, (1, 1, 1), lanes=4)
+    sample(prompts(), group=3, lanes=4)
+    sample(prompts(), {"top_k": 3}, group=3, lanes=4)
+    before, rng = used.compiles, np.random.default_rng(0)
+    for call in range(20):
+        chosen = {"temperature": float(rng.uniform(0.5, 2)), "top_p": float(rng.uniform(0.5, 1)) if call % 2 else 1.0}
+        order = rng.permutation(5)[: rng.integers(3, 6)]  # groups of 2 or 3 make 8 to 16 rows with 5, or 6 to 12
+        sample(prompts(order), chosen, group=3, new=int(rng.integers(1, ROOM + 1)), lanes=4)
+    assert used.compiles == before
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 1, 2)])
-def test_every_mesh_draws_the_same(shape):
-    """Eight shards of four prompts also proves that padding rows are dropped."""
-    one, many = sample(prompts()), sample(prompts(), shape=shape)
-    assert many.tokens_BT.tolist() == one.tokens_BT.tolist()
-    tolerance.assert_close(many.logp_BT, one.logp_BT)
+def test_rows_end_at_a_string_that_straddles_tokens():
+    """The host reads tokens as two letters each and ends rows at a text that begins inside of one."""
+    whole = sample(prompts(), stop_ids=(63,))
+    spell = lambda tokens: "".join(f"{token:02d}" for token in tokens)  # noqa: E731
+    row = int(np.argmax(whole.length_B >= 8))
+    text = spell(whole.tokens_BT[row, :8])[9:12]  # the second half of token 4, and all of token 5
+    cut = stopping.at_strings([text], spell)
+    _, _, params, adapter = policy(TINY, 1, 1, 1)
+    *parts, last = engine(stop_ids=(63,)).stream(
+        params, adapter, prompts(), batch.Sampling.of(max_new_tokens=ROOM), KEY, group=GROUP, turns=2, cut=cut
+    )
+    assert len(parts) > 2 and not parts[0].ended_B.all() and last.ended_B.all()
+    for one in range(NUM_PROMPTS * GROUP):
+        tokens = whole.tokens_BT[one, : whole.length_B[one]].tolist()
+        hits = [count for count in range(1, len(tokens) + 1) if text in spell(tokens[:count])]
+        kept = tokens[: hits[0]] if hits else tokens
+        assert last.rollout.tokens_BT[one].tolist() == kept + [0] * (ROOM - len(kept))
+        assert last.rollout.stopped_B[one] == (bool(hits) or whole.stopped_B[one])
+    assert last.rollout.length_B[row] <= 6 < whole.length_B[row]
+
+
+def test_no_prompts_are_no_rows():
+    nothing = batch.Prompts(np.zeros((0, 10), np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint32))
+    assert sample(nothing).tokens_BT.shape == (0, ROOM)
+
+
+def test_weights_that_are_not_numbers_end_every_row_at_once():
+    """And leave nothing behind: the next call is what it would have been."""
+    used = engine(lanes=4)
+    _, _, params, adapter = policy(TINY, 1, 1, 1)
+    sampling = batch.Sampling.of(max_new_tokens=ROOM)
+    broken = {**params, "embedding": params["embedding"] * jnp.nan}
+    found = used.sample(broken, adapter, prompts(), sampling, KEY, group=GROUP)
+    assert (found.length_B == 1).all() and np.isnan(found.logp_BT[:, 0]).all() and not found.stopped_B.any()
+    assert ((found.tokens_BT >= 0) & (found.tokens_BT < 64)).all()
+    assert_same(used.sample(params, adapter, prompts(), sampling, KEY, group=GROUP), expected(prompts()))
+
+
+def test_what_cannot_be_is_refused():
+    model, layout, _, _ = policy(TINY, 1, 1, 1)
+    with pytest.raises(ValueError, match="stop id 64 is outside the vocabulary of 64"):
+        rollout.Engine(model, layout, room=4, stop_ids=(1, 64))
+    with pytest.raises(ValueError, match="lanes=0"):
+        rollout.Engine(model, layout, room=4, stop_ids=(), lanes=0)
+
+
+def test_metrics_add_up():
+    found, metrics = sample(prompts()), engine(TINY, (1, 1, 1)).metrics
+    tokens = int(found.length_B.sum())
+    assert round(metrics["rollout/occupancy"] * metrics["rollout/turns"] * 4) == tokens
+    assert metrics["rollout/prefills"] == 5 and metrics["rollout/prompt_padding"] == 1 - 30 / 50
+    assert metrics["rollout/ended_by_stop"] + metrics["rollout/ended_by_length"] == 1
+    assert metrics["rollout/tokens_per_second"] > 0 and metrics["rollout/cache_bytes"] > 0
+    assert 0 < metrics["rollout/host_share"] < 1
 
 
 def test_greedy_takes_the_likeliest():
-    found = sample(prompts(), temperature=0.0)
-    groups = found.tokens_BT.reshape(NUM_PROMPTS, GROUP, -1)
+    groups = sample(prompts(), {"temperature": 0.0}).tokens_BT.reshape(NUM_PROMPTS, GROUP, -1)
     assert (groups == groups[:, :1]).all()
