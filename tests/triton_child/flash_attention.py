@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import stand_in
-from thinkfirst.kernels.flash_attention import gpu, reference
+from thinkfirst.kernels.flash_attention import api, gpu
 
 SEGMENTS = {
     "one": lambda length: np.ones(length, np.int32),
@@ -38,12 +38,12 @@ def compare(length, heads, groups, window, soft_cap, *, segments=("many", "padde
     settings = {"scale": 0.3, "window": window, "soft_cap": soft_cap}
     upstream = case(length, heads, groups, dtype=dtype)[0] + jnp.asarray(0.5, dtype)
 
-    def run(attention, *operands):
-        context, pullback = jax.vjp(lambda *xs: attention(*xs, segment, **settings), *operands)
+    def run(backend, *operands):
+        context, pullback = jax.vjp(lambda *xs: api.attention(*xs, segment, **settings, backend=backend), *operands)
         return [context, *pullback(upstream.astype(context.dtype))]
 
-    expected = run(reference.attention, *(x.astype(jnp.float32) for x in operands))
-    found = run(gpu.attention, *operands)
+    expected = run("reference", *(x.astype(jnp.float32) for x in operands))
+    found = run("gpu", *operands)
     errors = [difference(*pair) for pair in zip(found, expected, strict=True)]
     named = dict(zip(("context", "query", "key", "value"), errors, strict=True))
     shape = f"T={length} {heads}:{groups} window={window} cap={soft_cap} {'+'.join(segments)} {dtype}"
