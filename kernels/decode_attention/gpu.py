@@ -10,7 +10,7 @@ a product, which a single row would leave empty: rows are taken in the order of 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +46,13 @@ class Slabs(NamedTuple):
 Sums = tuple[Float32[Array, "B C N H"], Float32[Array, "B C N"], Float32[Array, "B C N"]]
 
 
-def supports(query_BNH: Float[Array, "B N H"], cache: Array) -> bool:
-    """Whether the kernel can run on queries and a cache [..., K, H] of these shapes and dtypes."""
-    even = query_BNH.shape[1] % cache.shape[-2] == 0
-    same = query_BNH.dtype == cache.dtype and query_BNH.dtype in (jnp.bfloat16, jnp.float16, jnp.float32)
+def supports(query_BNH: Float[Array, "B N H"], cache: Any) -> bool:
+    """Whether the kernel can run on queries and a cache [..., K, H] of these shapes and dtypes, without scales."""
+    stack, *scales = jax.tree.leaves(cache)
+    if scales:
+        return False
+    even = query_BNH.shape[1] % stack.shape[-2] == 0
+    same = query_BNH.dtype == stack.dtype and query_BNH.dtype in (jnp.bfloat16, jnp.float16, jnp.float32)
     return even and same and query_BNH.shape[2] in WIDTHS
 
 
@@ -80,6 +83,7 @@ def append_attention(
     soft_cap: float,
 ) -> tuple[Float[Array, "B N H"], reference.Pair]:
     """The same where the token is written first (by XLA, in place), to one layer of a stack; and the rings."""
+    position_B = jnp.maximum(position_B, 0)
     ring = reference.written(new, ring, layer, position_B)
     own = _own(ring, layer, position_B)
     return _combined(query_BNH, [_sums(query_BNH, own, Settings(scale, window, soft_cap), together=1)]), ring
@@ -99,11 +103,16 @@ def grouped(
     window: int = 0,
     soft_cap: float,
 ) -> tuple[Float[Array, "B N H"], reference.Pair]:
-    """Context of each row's new token over prompt `group_B[b]` and its own tokens, and the own caches."""
+    """Context of each row's new token over prompt `group_B[b]` and its own tokens, and the own caches.
+
+    An idle row, at position -1, is one without a prompt at position 0.
+    """
+    length_B = jnp.where(position_B < 0, 0, length_P[group_B])
+    position_B = jnp.maximum(position_B, 0)
     own = reference.written(new, own, layer, position_B)
     settings = Settings(scale, window, soft_cap)
-    together = max(1, LEAST_ROWS // (query_BNH.shape[1] // own[0].shape[3]))
-    prompts = Slabs(prompt, layer, group_B, length_P[group_B] - 1, position_B + 1)
+    together = max(1, LEAST_ROWS // (query_BNH.shape[1] // new[0].shape[1]))
+    prompts = Slabs(prompt, layer, group_B, length_B - 1, position_B + 1)
     sums = [
         _sums(query_BNH, prompts, settings, together=together),
         _sums(query_BNH, _own(own, layer, position_B), settings, together=1),
@@ -119,8 +128,9 @@ def _own(pair: tuple[Array, Array], layer: Int[Array, ""], position_B: Int[Array
 def _sums(query_BNH: Float[Array, "B N H"], slabs: Slabs, settings: Settings, *, together: int) -> Sums:
     """(context, largest score, sum of weights) of each share of the slots; `together` rows in one program."""
     if not supports(query_BNH, slabs.pair[0]):
+        cache = ", ".join(f"{x.dtype}{x.shape}" for x in jax.tree.leaves(slabs.pair[0]))
         raise ValueError(
-            f"no kernel for queries {query_BNH.dtype}{query_BNH.shape} on {slabs.pair[0].dtype}{slabs.pair[0].shape}: "
+            f"no kernel for queries {query_BNH.dtype}{query_BNH.shape} on {cache}: "
             f"the width of a head must be one of {WIDTHS}, the dtypes equal, the heads a multiple of the groups"
         )
     import jax_triton  # deferred: an optional dependency that needs a GPU build of JAX

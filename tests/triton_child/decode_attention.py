@@ -1,5 +1,6 @@
 """Prints JSON about the Triton kernel of decoding: `parity` errors against the reference, or `resources` on sm_90."""
 
+import functools
 import json
 import sys
 
@@ -14,18 +15,20 @@ LAYERS = 2
 
 
 def random(rng, *shape, dtype):
-    return jnp.asarray(rng.normal(size=shape), dtype)
+    return np.asarray(rng.normal(size=shape), jnp.dtype(dtype))
 
 
 def widened(tree):
-    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree)
+    return jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x, tree)
 
 
 def report(case, dtype, found, exact):
     """`found` and `exact`: context, then stacks of keys and values, which must be the same to the bit."""
-    error = float(jnp.abs(found[0].astype(jnp.float32) - exact[0]).max() / jnp.abs(exact[0]).max())
-    same = all(bool((a == b).all()) for a, b in zip(widened(found[1:]), exact[1:], strict=True))
-    print(json.dumps({"case": f"{case} {dtype}", "dtype": dtype, "context": error, "same_cache": same}), flush=True)
+    (context, *stacks), (exact_context, *exact_stacks) = widened(jax.device_get((found, exact)))
+    error = float(np.abs(context - exact_context).max() / np.abs(exact_context).max())
+    same = all((a == b).all() for a, b in zip(stacks, exact_stacks, strict=True))
+    row = {"case": f"{case} {dtype}", "dtype": dtype, "context": error, "same_cache": bool(same)}
+    print(json.dumps(row), flush=True)
 
 
 def compare(slots, heads, groups, position, *, window=0, soft_cap=0.0, dtype="float32", width=16):
@@ -35,14 +38,17 @@ def compare(slots, heads, groups, position, *, window=0, soft_cap=0.0, dtype="fl
     query = random(rng, batch, heads, width, dtype=dtype)
     new = tuple(random(rng, batch, groups, width, dtype=dtype) for _ in range(2))
     ring = tuple(random(rng, LAYERS, batch, slots, groups, width, dtype=dtype) for _ in range(2))
+    position_B = np.asarray(position, np.int32)
     settings = {"scale": 0.3, "window": window, "soft_cap": soft_cap}
-    rest = jnp.int32(1), jnp.asarray(position, jnp.int32)
-    found, cache = api.append_attention(query, new, ring, *rest, **settings, backend="gpu")
-    exact, kept = reference.append_attention(*widened((query, new, ring)), *rest, **settings)
+    append = functools.partial(api.append_attention, **settings)
+    rest = np.int32(1), position_B
+    found, cache = jax.jit(functools.partial(append, backend="gpu"))(query, new, ring, *rest)
+    exact, kept = jax.jit(functools.partial(append, backend="reference"))(*widened((query, new, ring)), *rest)
     case = f"S={slots} {heads}:{groups} positions {position} window={window} cap={soft_cap}"
     report(case, dtype, (found, *cache), (exact, *kept))
-    again = api.attention(query, cache[0][1], cache[1][1], rest[1], **settings, backend="gpu")
-    assert bool((again == found).all()), "the layer of a stack and the cache alone differ"
+    attend = functools.partial(api.attention, **settings, backend="gpu")
+    again = jax.jit(attend)(query, *(np.asarray(stack)[1] for stack in cache), position_B)
+    report(f"{case}, written before", dtype, (again,), (exact,))
 
 
 def compare_grouped(tokens, slots, heads, groups, rows, *, window=0, soft_cap=0.0, dtype="float32", width=16):
@@ -56,31 +62,30 @@ def compare_grouped(tokens, slots, heads, groups, rows, *, window=0, soft_cap=0.
     new = tuple(random(rng, batch, groups, width, dtype=dtype) for _ in range(2))
     own = tuple(random(rng, LAYERS, batch, slots, groups, width, dtype=dtype) for _ in range(2))
     prompt = tuple(random(rng, LAYERS, num_prompts, tokens, groups, width, dtype=dtype) for _ in range(2))
-    group, position = (jnp.asarray(column, jnp.int32) for column in zip(*rows, strict=True))
-    length = tokens - 1 - jnp.arange(num_prompts)
-    layer, settings = jnp.int32(1), {"scale": 0.3, "window": window, "soft_cap": soft_cap}
-    found, cache = gpu.grouped(
-        *(query, new, own, layer, position), prompt=prompt, length_P=length, group_B=group, **settings
-    )
-    if not window and np.array_equal(group, np.sort(group)) and batch % num_prompts == 0:
-        settings_api = {**settings, "prompt": prompt, "length_P": length, "backend": "gpu"}
-        del settings_api["window"]
-        by_name, _ = api.grouped(query, new, own, layer, position, **settings_api)
-        assert bool((by_name == found).all()), "the program that is called by name differs"
+    group, position = (np.asarray(column, np.int32) for column in zip(*rows, strict=True))
+    length = (tokens - 1 - np.arange(num_prompts)).astype(np.int32)
+    settings = {"scale": 0.3, "window": window, "soft_cap": soft_cap}
 
-    written = reference.written(new, own, layer, position)
+    @jax.jit
+    def decode(query, new, own, prompt):
+        shared = {"prompt": prompt, "length_P": jnp.asarray(length), "group_B": jnp.asarray(group)}
+        return gpu.grouped(query, new, own, jnp.int32(1), jnp.asarray(position), **shared, **settings)
+
+    found, cache = decode(query, new, own, prompt)
+    written = jax.device_get(jax.jit(reference.written)(new, own, np.int32(1), position))
     line = [
-        [
-            jnp.concatenate([prompts[1, p, : tokens - 1 - p], owns[1, b], jnp.zeros((p + 1, groups, width), dtype)])
-            for b, (p, _) in enumerate(rows)
-        ]
+        np.stack(
+            [
+                np.concatenate([prompts[1, p, : length[p]], owns[1, b], np.zeros((p + 1, groups, width), owns.dtype)])
+                for b, (p, _) in enumerate(rows)
+            ]
+        )
         for prompts, owns in zip(prompt, written, strict=True)
     ]
-    exact = reference.attention(
-        widened(query), *(widened(jnp.stack(rows)) for rows in line), length[group] + position, **settings
-    )
+    plainly = jax.jit(functools.partial(reference.attention, **settings))
+    exact = plainly(*widened((query, *line)), length[group] + position)
     case = f"T={tokens} S={slots} {heads}:{groups} rows {rows} window={window} cap={soft_cap}"
-    report(case, dtype, (found, *cache), (exact, *widened(written)))
+    report(case, dtype, (found, *cache), (exact, *written))
 
 
 def parity():

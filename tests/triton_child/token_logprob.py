@@ -16,30 +16,31 @@ from thinkfirst.kernels.token_logprob import api, gpu
 def compare(length, vocab, width, *, floor=None, dtype="float32", shards=1, **settings):
     """With `shards` the vocabulary is cut over the devices of an axis, for which vmap stands in."""
     rng = np.random.default_rng(length)
-    hidden = jnp.asarray(rng.normal(size=(1, length, width)), dtype)
-    table = jnp.asarray(rng.normal(size=(vocab, width)) * 0.5, dtype)
-    token = jnp.asarray(rng.integers(0, vocab, (1, length)), jnp.int32)
-    floors = jnp.where(jnp.arange(length) % 3 == 0, -jnp.inf, -jnp.inf if floor is None else floor)[None]
-    upstream = tuple(jnp.asarray(rng.normal(size=(1, length)), jnp.float32) for _ in range(2))
+    hidden = np.asarray(rng.normal(size=(1, length, width)), jnp.dtype(dtype))
+    table = np.asarray(rng.normal(size=(vocab, width)) * 0.5, jnp.dtype(dtype))
+    token = rng.integers(0, vocab, (1, length)).astype(np.int32)
+    floors = np.where(np.arange(length) % 3 == 0, -np.inf, -np.inf if floor is None else floor)[None].astype(np.float32)
+    upstream = tuple(rng.normal(size=(1, length)).astype(np.float32) for _ in range(2))
     case = f"{length} x {vocab} x {width} {settings} floor={floor} {dtype} shards={shards}"
-    settings["temperature"] = jnp.float32(settings.get("temperature", 1.0))
+    settings["temperature"] = np.float32(settings.get("temperature", 1.0))
 
-    def run(hidden, table, gradients, **settings):
+    def run(gradients, hidden, table, **settings):
         def values(*operands):
             return api.token_logprob(*operands, *(hidden, table)[gradients:], token, floors, **settings)
 
         found, pullback = jax.vjp(values, *(hidden, table)[:gradients])
         return [*found, *pullback(upstream)]
 
-    exact = run(hidden.astype(jnp.float32), table.astype(jnp.float32), 2, **settings, backend="reference")
+    plainly = functools.partial(run, 2, **settings, backend="reference")
+    exact = jax.device_get(jax.jit(plainly)(hidden.astype(np.float32), table.astype(np.float32)))
     settings |= {"truncated": floor is not None, "backend": "gpu"}
     if shards == 1:
-        found = run(hidden, table, 2, **settings)
+        found = jax.jit(functools.partial(run, 2, **settings))(hidden, table)
     else:
-        of_shard = functools.partial(run, hidden, gradients=1, axis_name="tensor", **settings)
-        found = jax.vmap(of_shard, axis_name="tensor")(table.reshape(shards, -1, width))
-    errors = [float(jnp.abs(a.astype(jnp.float32) - b).max()) for a, b in zip(found, exact, strict=False)]
-    relative = [error / float(jnp.abs(x).max()) for error, x in zip(errors[2:], exact[2:], strict=False)]
+        of_shard = functools.partial(run, 1, axis_name="tensor", **settings)
+        found = jax.jit(jax.vmap(of_shard, (None, 0), axis_name="tensor"))(hidden, table.reshape(shards, -1, width))
+    errors = [float(np.abs(np.asarray(a, np.float32) - b).max()) for a, b in zip(found, exact, strict=False)]
+    relative = [error / float(np.abs(x).max()) for error, x in zip(errors[2:], exact[2:], strict=False)]
     row = dict(zip(("logp", "entropy", "gradient", "table_gradient"), errors[:2] + relative, strict=False))
     print(json.dumps({"case": case, "dtype": dtype, **row}), flush=True)
 
