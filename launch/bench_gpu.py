@@ -139,7 +139,8 @@ def decode(
             shared: dict[str, Any] = {}
             if tokens:
                 function = decode_attention.grouped
-                shared = {"prompt": stacks[2:], "length_P": jnp.full((prompts,), tokens)}
+                group_B = jnp.arange(batch) % prompts  # the rows of a prompt stand apart, as in a running batch
+                shared = {"prompt": stacks[2:], "length_P": jnp.full((prompts,), tokens), "group_B": group_B}
 
             def step(i: Any, carry: Any) -> Any:
                 total, caches = carry

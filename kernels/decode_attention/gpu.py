@@ -100,7 +100,7 @@ def grouped(
     length_P: Int[Array, "P"],
     group_B: Int[Array, "B"],
     scale: float,
-    window: int = 0,
+    window: int,
     soft_cap: float,
 ) -> tuple[Float[Array, "B N H"], reference.Pair]:
     """Context of each row's new token over prompt `group_B[b]` and its own tokens, and the own caches.
@@ -112,7 +112,8 @@ def grouped(
     own = reference.written(new, own, layer, position_B)
     settings = Settings(scale, window, soft_cap)
     together = max(1, LEAST_ROWS // (query_BNH.shape[1] // new[0].shape[1]))
-    prompts = Slabs(prompt, layer, group_B, length_B - 1, position_B + 1)
+    slab_B = jnp.clip(group_B, 0, prompt[0].shape[1] - 1)
+    prompts = Slabs(prompt, layer, slab_B, length_B - 1, position_B + 1)
     sums = [
         _sums(query_BNH, prompts, settings, together=together),
         _sums(query_BNH, _own(own, layer, position_B), settings, together=1),

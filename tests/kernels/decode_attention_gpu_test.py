@@ -29,7 +29,7 @@ def test_compiles_for_hopper_without_spills():
 
 QUERY, NEW, RING = jnp.ones((2, 2, 16)), (jnp.ones((2, 1, 16)),) * 2, (jnp.ones((3, 2, 5, 1, 16)),) * 2
 LAYER, POSITION = jnp.int32(0), jnp.array([1, 2])
-PROMPT = {"prompt": (jnp.ones((3, 2, 4, 1, 16)),) * 2, "length_P": jnp.array([4, 4])}
+PROMPT = {"prompt": (jnp.ones((3, 2, 4, 1, 16)),) * 2, "length_P": jnp.array([4, 4]), "group_B": jnp.array([1, 0])}
 
 
 def attention(**rest):
@@ -53,7 +53,7 @@ def test_auto_takes_the_kernel(program, monkeypatch):
     program()
     assert taken[0]["scale"] == 1.0
     if program is grouped:
-        assert taken[0]["group_B"].tolist() == [0, 1]
+        assert taken[0]["group_B"].tolist() == [1, 0]
     program(backend="reference")
     assert len(taken) == 1
 
