@@ -14,6 +14,7 @@ export ALLOW_MULTIPLE_LIBTPU_LOAD = 1
 BIN := .venv/bin
 LAYERS := core kernels models rl launch
 READY := .venv/.ok
+TRITON := .venv/.triton-ok
 
 .PHONY: help demo demo-small demo-base bench bench-kernels test quick lint types wheel-check build-file golden parity clean
 .DEFAULT_GOAL := help
@@ -51,7 +52,7 @@ bench-kernels: $(READY)
 	$(BIN)/python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=$(CHIPS) \
 	  --report=docs/kernels.md --out=tests/golden/kernel_cycles.json $(ARGS)
 
-test: lint types wheel-check
+test: $(TRITON) lint types wheel-check
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
 
 quick: lint
@@ -111,11 +112,24 @@ $(READY): setup.py pyproject.toml
 	if command -v uv >/dev/null 2>&1; then \
 	  echo "setting up .venv with uv and $$interpreter"; \
 	  uv venv --quiet --allow-existing --python "$$interpreter" .venv; \
-	  uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]'; \
 	else \
 	  echo "setting up .venv with pip and $$interpreter (about a minute; uv, when installed, takes seconds)"; \
 	  "$$interpreter" -m venv .venv || { \
 	    echo "no virtual environment could be made; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 2; }; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'; \
 	fi
+	@$(call installed,$(EXTRAS))
 	@touch $@
+
+# The kernels for GPUs are tested without one, interpreted and compiled.  That takes Triton (180 MB), and nothing else does.
+$(TRITON): $(READY)
+	@$(call installed,triton)
+	@touch $@
+
+# Installs the package with the extras named.
+define installed
+if command -v uv >/dev/null 2>&1; then \
+  uv pip install --quiet --python $(BIN)/python -e '.[$(1)]'; \
+else \
+  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(1)]'; \
+fi
+endef

@@ -1,11 +1,15 @@
-"""What the program being traced will run on, and whether a Mosaic kernel can stand there.
+"""What the program being traced will run on, and whether a Mosaic or a Triton kernel can stand there.
 
 Inside a `shard_map` the devices of its mesh decide, so that a program compiled for a chip that is not there takes the
 kernels of that chip; elsewhere JAX's default device does.
 """
 
+import importlib.util
+
 import jax
 from jax.sharding import AxisType
+
+HOPPER = "9.0"  # the compute capability that the tiles of the Triton kernels are cut for
 
 
 def platform() -> str:
@@ -31,3 +35,25 @@ def whole() -> bool:
 def kernels_run() -> bool:
     """Whether backend "auto" may take a TPU kernel here; XLA cannot partition one."""
     return platform() == "tpu" and whole()
+
+
+def triton_problem() -> str:
+    """Why no Triton kernel can run here; empty if one can."""
+    if platform() != "gpu":
+        return f"needs a GPU; this is {platform()}"
+    if importlib.util.find_spec("jax_triton") is None:
+        return "needs jax-triton, which is not installed: pip install 'thinkfirst[gpu]'"
+    return ""
+
+
+def takes_triton(backend: str, *, supported: bool) -> bool:
+    """Whether a call runs its Triton kernel: asked for by name, or by "auto" on a Hopper GPU on whole operands.
+
+    ValueError where it was asked for and cannot run; what it cannot run *on* the kernel says itself.
+    """
+    problem = triton_problem()
+    if backend == "gpu" and problem:
+        raise ValueError(f"backend gpu {problem}")
+    if backend == "auto":
+        return not problem and supported and whole() and jax.devices()[0].compute_capability == HOPPER
+    return backend == "gpu"

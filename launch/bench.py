@@ -1,6 +1,7 @@
-"""Checks, then figures: how fast the engine is on this machine, or how many cycles the kernels are estimated to take.
+"""Checks, then figures: how fast the engine or a GPU's kernels are here, or what a TPU's are estimated to take.
 
 python -m thinkfirst.launch.bench [--suite=engine] [--repeats=5] [--out=FILE.json]
+python -m thinkfirst.launch.bench --suite=kernels [--cases=causal_g3_fwd]        (on a GPU)
 python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=v5e [--cases=window_fwd,ring_decode] [--search]
 """
 
@@ -12,18 +13,19 @@ from typing import Any
 from absl import flags
 
 from thinkfirst.core import files, runtime
+from thinkfirst.kernels import placement
 from thinkfirst.kernels.cost import chips, profile
-from thinkfirst.launch import bench_engine, bench_kernels, bench_logprob, bench_report
+from thinkfirst.launch import bench_engine, bench_gpu, bench_kernels, bench_logprob, bench_report
 
 
 def define_flags() -> flags.FlagValues:
     """The command line."""
     line = flags.FlagValues()
     flags.DEFINE_enum("suite", "engine", ["engine", "kernels"], "what to measure", flag_values=line)
-    flags.DEFINE_integer("repeats", 5, "engine: timed runs of each side", lower_bound=1, flag_values=line)
+    flags.DEFINE_integer("repeats", 5, "timed runs of each side", lower_bound=1, flag_values=line)
     flags.DEFINE_list("tpu_estimate", [], f"kernels: chips to count for: {', '.join(chips.CHIPS)}", flag_values=line)
-    flags.DEFINE_list("cases", [], "kernels: the cases to count (default: all)", flag_values=line)
-    flags.DEFINE_bool("peers", default=True, help="kernels: count the peers too", flag_values=line)
+    flags.DEFINE_list("cases", [], "kernels: the cases to measure (default: all)", flag_values=line)
+    flags.DEFINE_bool("peers", default=True, help="kernels: measure the peers too", flag_values=line)
     flags.DEFINE_bool("search", default=False, help="kernels: count the variants of the cases", flag_values=line)
     flags.DEFINE_string("report", "", "kernels: also put the table into this Markdown file", flag_values=line)
     flags.DEFINE_string("out", "", "also write the figures to this JSON file", flag_values=line)
@@ -56,8 +58,11 @@ def _engine(line: flags.FlagValues) -> tuple[Any, int]:
 
 
 def _kernels(line: flags.FlagValues) -> tuple[Any, int]:
+    if not line.tpu_estimate and placement.platform() == "gpu":
+        _reject(line, "report", "search")
+        return bench_gpu.run(line.repeats, line.cases, peers=line.peers)
     if not line.tpu_estimate:
-        raise ValueError(f"--suite=kernels needs --tpu_estimate: {', '.join(chips.CHIPS)}")
+        raise ValueError(f"--suite=kernels needs --tpu_estimate: {', '.join(chips.CHIPS)}; or a GPU")
     if line.search:
         _reject(line, "report")
         return bench_kernels.search(line.tpu_estimate, line.cases)

@@ -10,9 +10,9 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels import placement
-from thinkfirst.kernels.decode_attention import plans, reference, tpu
+from thinkfirst.kernels.decode_attention import gpu, plans, reference, tpu
 
-Backend = Literal["auto", "reference", "tpu", "tpu_interpret"]
+Backend = Literal["auto", "reference", "tpu", "tpu_interpret", "gpu"]
 
 
 def attention(
@@ -24,12 +24,13 @@ def attention(
     scale: float,
     window: int = 0,
     soft_cap: float = 0.0,
+    backend: Literal["auto", "reference", "gpu"] = "auto",
 ) -> Float[Array, "B N H"]:
     """One token per row against a ring cache that already holds it at slot `position % S`."""
     _check(query_BNH, key_BSKH.shape[2], window, soft_cap)
-    return reference.attention(
-        query_BNH, key_BSKH, value_BSKH, position_B, scale=scale, window=window, soft_cap=soft_cap
-    )
+    taken = placement.takes_triton(backend, supported=gpu.supports(query_BNH, key_BSKH))
+    run = gpu.attention if taken else reference.attention
+    return run(query_BNH, key_BSKH, value_BSKH, position_B, scale=scale, window=window, soft_cap=soft_cap)
 
 
 def append_attention(
@@ -47,6 +48,8 @@ def append_attention(
     """One token per row, its (key, value) in `new`, against its ring in one layer: context, and rings that hold it."""
     _check(query_BNH, ring[0].shape[3], window, soft_cap)
     settings: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap}
+    if placement.takes_triton(backend, supported=gpu.supports(query_BNH, ring[0])):
+        return gpu.append_attention(query_BNH, new, ring, layer, position_B, **settings)
     interpret = _chosen(backend, plans.problem(query_BNH, ring[0], 0))
     if interpret is None:
         return reference.append_attention(query_BNH, new, ring, layer, position_B, **settings)
@@ -76,6 +79,8 @@ def grouped(
     _check(query_BNH, own[0].shape[3], window, soft_cap)
     settings: dict[str, Any] = {"prompt": prompt, "length_P": length_P, "group_B": group_B, "scale": scale}
     settings |= {"window": window, "soft_cap": soft_cap}
+    if placement.takes_triton(backend, supported=gpu.supports(query_BNH, own[0])):
+        return gpu.grouped(query_BNH, new, own, layer, position_B, **settings)
     interpret = _chosen(backend, plans.problem(query_BNH, own[0], prompt[0].shape[2]))
     if interpret is None:
         return reference.grouped(query_BNH, new, own, layer, position_B, **settings)

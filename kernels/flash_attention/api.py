@@ -10,10 +10,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels import placement
-from thinkfirst.kernels.flash_attention import causal, reference
+from thinkfirst.kernels.flash_attention import causal, gpu, reference
 from thinkfirst.kernels.flash_attention import window as window_kernel
 
-Backend = Literal["auto", "reference", "tpu", "tpu_interpret"]
+Backend = Literal["auto", "reference", "tpu", "tpu_interpret", "gpu"]
 
 
 def attention(
@@ -29,7 +29,8 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """Causal attention within segments; `window` keys back at most (0: all), scores capped at +-`soft_cap` (0: not).
 
-    "auto" takes a kernel on a TPU inside a `shard_map` over all axes, or with one device, and else the reference.
+    "auto" takes a kernel on a TPU or a Hopper GPU, inside a `shard_map` over all axes or with one device, and else the
+    reference.
     """
     heads, groups = query_BTNH.shape[2], key_BTKH.shape[2]
     if heads % groups:
@@ -38,6 +39,8 @@ def attention(
         raise ValueError(f"window and soft_cap must not be negative: {window=} {soft_cap=}")
     settings: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap}
     operands = query_BTNH, key_BTKH, value_BTKH, segment_BT
+    if placement.takes_triton(backend, supported=gpu.supports(query_BTNH, key_BTKH)):
+        return gpu.attention(*operands, **settings)
     wide_enough = query_BTNH.dtype in (jnp.bfloat16, jnp.float32)
     if backend == "reference" or (backend == "auto" and not (placement.kernels_run() and wide_enough)):
         return reference.attention(*operands, **settings)

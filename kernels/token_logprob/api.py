@@ -7,11 +7,11 @@ from typing import Literal
 from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels import placement
-from thinkfirst.kernels.token_logprob import chunked, reference, streamed, tpu
+from thinkfirst.kernels.token_logprob import chunked, gpu, reference, streamed, tpu
 
 CHUNK_ELEMENTS = 2**25  # float32 logits that the reference has alive at a time: 128 MiB
 STREAMED_WORDS = 2**14  # from this vocabulary on, AUTO sweeps on a CPU too
-Backend = Literal["auto", "reference", "chunked", "tpu", "tpu_interpret"]
+Backend = Literal["auto", "reference", "chunked", "tpu", "tpu_interpret", "gpu"]
 
 
 def token_logprob(
@@ -36,9 +36,13 @@ def token_logprob(
     device's part of the vocabulary, in order; all else, results too, is the same on every device of that axis.
     """
     batch, length, width = hidden_BTD.shape
-    backend = _resolve(backend, width, table_VD.shape[0], sharded=axis_name is not None)
     hidden_TD = hidden_BTD.reshape(-1, width)
     token_T, floor_T = token_BT.reshape(-1), floor_BT.reshape(-1)
+    if placement.takes_triton(backend, supported=gpu.supports(hidden_TD)):
+        settings = gpu.Settings(soft_cap=soft_cap, truncated=truncated, axis_name=axis_name)
+        logp_T, entropy_T = gpu.token_logprob(settings, hidden_TD, table_VD, token_T, floor_T, temperature=temperature)
+        return logp_T.reshape(batch, length), entropy_T.reshape(batch, length)
+    backend = _resolve(backend, width, table_VD.shape[0], sharded=axis_name is not None)
     if backend == "reference":
         logp_T, entropy_T = reference.token_logprob(
             hidden_TD,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import triton_program
-from thinkfirst.kernels.flash_attention import gpu
+from thinkfirst.kernels import placement
+from thinkfirst.kernels.flash_attention import api, gpu
 
 # A bfloat16 kernel against the float32 reference: a rounding of weights and of score gradients, one of the result.
 BOUND = {"float32": 2e-6, "bfloat16": 8e-3}
@@ -51,6 +52,24 @@ def test_odd_widths_are_refused():
     x = jnp.ones((1, 2, 1, 48))
     with pytest.raises(ValueError, match="width of a head"):
         gpu.attention(x, x, x, jnp.ones((1, 2), int), scale=1.0, window=0, soft_cap=0.0)
+
+
+@pytest.mark.parametrize(("width", "kernel"), [(64, True), (48, False)])
+def test_auto_takes_the_kernel_where_it_supports_the_shape(width, kernel, monkeypatch):
+    x, segment = jnp.ones((1, 2, 1, width)), jnp.ones((1, 2), int)
+    taken = []
+    monkeypatch.setattr(placement, "takes_triton", lambda backend, supported: backend == "auto" and supported)
+    monkeypatch.setattr(gpu, "attention", lambda *operands, **settings: taken.append(settings) or operands[0])
+    api.attention(x, x, x, segment, scale=1.0, window=1, soft_cap=2.0)
+    assert taken == [{"scale": 1.0, "window": 1, "soft_cap": 2.0}] * kernel
+    api.attention(x, x, x, segment, scale=1.0, backend="reference")
+    assert len(taken) == kernel
+
+
+def test_a_gpu_asked_for_where_there_is_none_is_refused():
+    x = jnp.ones((1, 2, 1, 64))
+    with pytest.raises(ValueError, match="backend gpu needs a GPU; this is cpu"):
+        api.attention(x, x, x, jnp.ones((1, 2), int), scale=1.0, backend="gpu")
 
 
 def test_importing_needs_no_triton():

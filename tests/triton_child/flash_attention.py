@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import stand_in
-from thinkfirst.kernels.flash_attention import gpu, reference
+from thinkfirst.kernels.flash_attention import api, gpu
 
 SEGMENTS = {
     "one": lambda length: np.ones(length, np.int32),
@@ -23,7 +23,7 @@ SEGMENTS = {
 def case(length, heads, groups, *, width=16, dtype="float32"):
     rng = np.random.default_rng(length + heads)
     shapes = ((2, length, heads, width), (2, length, groups, width), (2, length, groups, width))
-    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+    return [np.asarray(rng.normal(size=shape), jnp.dtype(dtype)) for shape in shapes]
 
 
 def difference(found, expected):
@@ -34,16 +34,17 @@ def difference(found, expected):
 
 def compare(length, heads, groups, window, soft_cap, *, segments=("many", "padded"), dtype="float32"):
     operands = case(length, heads, groups, dtype=dtype)
-    segment = jnp.asarray(np.stack([SEGMENTS[name](length) for name in segments]).astype(np.int32))
+    segment = np.stack([SEGMENTS[name](length) for name in segments]).astype(np.int32)
     settings = {"scale": 0.3, "window": window, "soft_cap": soft_cap}
-    upstream = case(length, heads, groups, dtype=dtype)[0] + jnp.asarray(0.5, dtype)
+    upstream = case(length, heads, groups, dtype=dtype)[0] + np.asarray(0.5, jnp.dtype(dtype))
 
-    def run(attention, *operands):
-        context, pullback = jax.vjp(lambda *xs: attention(*xs, segment, **settings), *operands)
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(backend, *operands):
+        context, pullback = jax.vjp(lambda *xs: api.attention(*xs, segment, **settings, backend=backend), *operands)
         return [context, *pullback(upstream.astype(context.dtype))]
 
-    expected = run(reference.attention, *(x.astype(jnp.float32) for x in operands))
-    found = run(gpu.attention, *operands)
+    expected = run("reference", *(x.astype(np.float32) for x in operands))
+    found = run("gpu", *operands)
     errors = [difference(*pair) for pair in zip(found, expected, strict=True)]
     named = dict(zip(("context", "query", "key", "value"), errors, strict=True))
     shape = f"T={length} {heads}:{groups} window={window} cap={soft_cap} {'+'.join(segments)} {dtype}"

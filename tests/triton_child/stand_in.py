@@ -5,6 +5,7 @@ operand between two guard strips of NaN.  `record()`: nothing runs, and `compile
 Both see the very arguments that jax-triton would get.  For programs that a test starts, never for pytest itself.
 """
 
+import importlib.machinery
 import os
 import pathlib
 import re
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from thinkfirst.kernels import placement
 
 GUARD = 64  # elements before and behind each array
 COMPILER_OPTIONS = ("name", "num_warps", "num_stages")
@@ -73,7 +76,10 @@ class Guarded:
 
 
 def _install(triton_call: Any) -> None:
+    """The dispatch of `api.py` finds jax-triton, and a GPU, so that what is tested is what callers get."""
     module = types.ModuleType("jax_triton")
+    module.__spec__ = importlib.machinery.ModuleSpec("jax_triton", None)
+    placement.platform = lambda: "gpu"  # type: ignore[assignment]
     module.triton_call = triton_call  # type: ignore[attr-defined]
     sys.modules["jax_triton"] = module
 
@@ -121,7 +127,7 @@ def interpret() -> None:
                 kernel[grid](*operands, *outputs, **constants)
             return tree.unflatten([output.array() for output in outputs])
 
-        return jax.pure_callback(run, out_shape, *arrays)
+        return jax.pure_callback(run, out_shape, *arrays, vmap_method="sequential")
 
     _install(triton_call)
 

@@ -1,6 +1,7 @@
 """Prints JSON about the Triton kernels of log-probs: `parity` errors against the reference, `resources` on sm_90,
 or whether a `workspace` of all tokens is made."""
 
+import functools
 import json
 import sys
 
@@ -9,33 +10,38 @@ import jax.numpy as jnp
 import numpy as np
 
 import stand_in
-from thinkfirst.kernels.token_logprob import gpu, reference
+from thinkfirst.kernels.token_logprob import api, gpu
 
 
-def compare(length, vocab, width, *, temperature=1.0, soft_cap=0.0, floor=None, dtype="float32"):
+def compare(length, vocab, width, *, floor=None, dtype="float32", shards=1, **settings):
+    """With `shards` the vocabulary is cut over the devices of an axis, for which vmap stands in."""
     rng = np.random.default_rng(length)
-    hidden = jnp.asarray(rng.normal(size=(length, width)), dtype)
-    table = jnp.asarray(rng.normal(size=(vocab, width)) * 0.5, dtype)
-    token = jnp.asarray(rng.integers(0, vocab, length), jnp.int32)
-    floors = None if floor is None else jnp.where(jnp.arange(length) % 3 == 0, -jnp.inf, floor)
-    upstream = tuple(jnp.asarray(rng.normal(size=length), jnp.float32) for _ in range(2))
-    settings = {"temperature": jnp.float32(temperature), "soft_cap": soft_cap}
+    hidden = np.asarray(rng.normal(size=(1, length, width)), jnp.dtype(dtype))
+    table = np.asarray(rng.normal(size=(vocab, width)) * 0.5, jnp.dtype(dtype))
+    token = rng.integers(0, vocab, (1, length)).astype(np.int32)
+    floors = np.where(np.arange(length) % 3 == 0, -np.inf, -np.inf if floor is None else floor)[None].astype(np.float32)
+    upstream = tuple(rng.normal(size=(1, length)).astype(np.float32) for _ in range(2))
+    case = f"{length} x {vocab} x {width} {settings} floor={floor} {dtype} shards={shards}"
+    settings["temperature"] = np.float32(settings.get("temperature", 1.0))
 
-    def expected(hidden):
-        plain = jnp.full(length, -jnp.inf) if floors is None else floors
-        return reference.token_logprob(hidden, table.astype(jnp.float32), token, plain, chunk=length, **settings)
+    def run(gradients, hidden, table, **settings):
+        def values(*operands):
+            return api.token_logprob(*operands, *(hidden, table)[gradients:], token, floors, **settings)
 
-    def found(hidden):
-        return gpu.token_logprob(hidden, table, token, floors, **settings)
+        found, pullback = jax.vjp(values, *(hidden, table)[:gradients])
+        return [*found, *pullback(upstream)]
 
-    exact, pullback = jax.vjp(expected, hidden.astype(jnp.float32))
-    (exact_gradient,) = pullback(upstream)
-    values, pullback = jax.vjp(found, hidden)
-    (gradient,) = pullback(upstream)
-    errors = [float(jnp.abs(a - b).max()) for a, b in zip(values, exact, strict=True)]
-    relative = float(jnp.abs(gradient.astype(jnp.float32) - exact_gradient).max() / jnp.abs(exact_gradient).max())
-    case = f"{length} x {vocab} x {width} temperature={temperature} cap={soft_cap} floor={floor} {dtype}"
-    row = {"logp": errors[0], "entropy": errors[1], "gradient": relative}
+    plainly = functools.partial(run, 2, **settings, backend="reference")
+    exact = jax.device_get(jax.jit(plainly)(hidden.astype(np.float32), table.astype(np.float32)))
+    settings |= {"truncated": floor is not None, "backend": "gpu"}
+    if shards == 1:
+        found = jax.jit(functools.partial(run, 2, **settings))(hidden, table)
+    else:
+        of_shard = functools.partial(run, 1, axis_name="tensor", **settings)
+        found = jax.jit(jax.vmap(of_shard, (None, 0), axis_name="tensor"))(hidden, table.reshape(shards, -1, width))
+    errors = [float(np.abs(np.asarray(a, np.float32) - b).max()) for a, b in zip(found, exact, strict=False)]
+    relative = [error / float(np.abs(x).max()) for error, x in zip(errors[2:], exact[2:], strict=False)]
+    row = dict(zip(("logp", "entropy", "gradient", "table_gradient"), errors[:2] + relative, strict=False))
     print(json.dumps({"case": case, "dtype": dtype, **row}), flush=True)
 
 
@@ -48,8 +54,9 @@ def parity():
     compare(63, 190, 24)
     compare(40, 160, 32, temperature=0.7, soft_cap=5.0)
     compare(40, 130, 16, temperature=1.3, floor=-4.0)
-    compare(30, 130, 16, soft_cap=3.0, floor=-5.0)
+    compare(127, 70, 16, soft_cap=3.0, floor=-5.0)
     compare(40, 130, 64, temperature=0.9, soft_cap=30.0, dtype="bfloat16")
+    compare(30, 120, 16, soft_cap=3.0, floor=-5.0, shards=3)
 
 
 def resources():
@@ -64,9 +71,9 @@ def resources():
         hidden, table = (jax.ShapeDtypeStruct((size, width), dtype) for size in (8192, vocab))
 
         def total(hidden, table, soft_cap=soft_cap, truncated=truncated):
-            token, floor = jnp.zeros(8192, jnp.int32), jnp.zeros(8192) if truncated else None
-            temperature = jnp.float32(1.0)
-            return gpu.token_logprob(hidden, table, token, floor, temperature=temperature, soft_cap=soft_cap)[0].sum()
+            settings = gpu.Settings(soft_cap=soft_cap, truncated=truncated)
+            rest = jnp.zeros(8192, jnp.int32), jnp.zeros(8192)
+            return gpu.token_logprob(settings, hidden, table, *rest, temperature=jnp.float32(1.0))[0].sum()
 
         calls.clear()
         jax.eval_shape(jax.grad(total), hidden, table)
@@ -79,8 +86,9 @@ def workspace():
     stand_in.record()
 
     def total(hidden, table):
-        token, temperature = jnp.zeros(8192, jnp.int32), jnp.float32(1.0)
-        return gpu.token_logprob(hidden, table, token, None, temperature=temperature, soft_cap=0.0)[0].sum()
+        settings = gpu.Settings(soft_cap=0.0, truncated=False)
+        rest = jnp.zeros(8192, jnp.int32), jnp.zeros(8192)
+        return gpu.token_logprob(settings, hidden, table, *rest, temperature=jnp.float32(1.0))[0].sum()
 
     operands = [jax.ShapeDtypeStruct((size, 64), jnp.bfloat16) for size in (8192, 262144)]
     text = jax.jit(jax.grad(total)).lower(*operands).as_text()
