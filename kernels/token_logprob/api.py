@@ -36,7 +36,7 @@ def token_logprob(
     device's part of the vocabulary, in order; all else, results too, is the same on every device of that axis.
     """
     batch, length, width = hidden_BTD.shape
-    backend = _resolve(backend, width, table_VD.shape[0], sharded=axis_name is not None)
+    backend = _resolve(backend, table_VD, sharded=axis_name is not None)
     hidden_TD = hidden_BTD.reshape(-1, width)
     token_T, floor_T = token_BT.reshape(-1), floor_BT.reshape(-1)
     if backend == "reference":
@@ -66,9 +66,10 @@ def token_logprob(
     return logp_T.reshape(batch, length), entropy_T.reshape(batch, length)
 
 
-def _resolve(backend: Backend, width: int, num_words: int, *, sharded: bool) -> Backend:
+def _resolve(backend: Backend, table_VD: Float[Array, "V D"], *, sharded: bool) -> Backend:
     """AUTO takes the kernel on a TPU, else the sweep for a large vocabulary; a backend asked for by name must run."""
-    reason = tpu.unsupported(width, num_words)
+    num_words, width = table_VD.shape
+    reason = tpu.unsupported(width, num_words, table_VD.dtype.itemsize)
     if backend == "auto":
         if placement.kernels_run() and not reason:
             return "tpu"
