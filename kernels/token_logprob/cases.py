@@ -67,7 +67,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "token_logprob_fwd_grad_memory": lambda: forward_gradient(0.0, 8192, 262144, 1152),
 }
 
-BLOCKS = [(256, 1024, 512), (512, 1024, 256), (512, 1024, 512), (512, 2048, 256), (512, 2048, 512), (1024, 1024, 512)]
+BLOCKS = [(256, 1024, 256), (512, 1024, 128), (512, 1024, 256), (512, 1024, 512), (512, 2048, 256), (1024, 1024, 256)]
 VARIANTS: dict[str, dict[str, Callable[[], Case]]] = {
     case: {
         f"{tokens} x {words} by {part}": functools.partial(

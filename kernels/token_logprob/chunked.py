@@ -83,9 +83,13 @@ def _sweep_tokens(
     slope_TD = None if row_TD is None else -row_TD
     if tilt_TD is not None:
         tilt_TD -= mean_T[:, None] * row_TD
+    lse_T = peak_T + jnp.log(total_T)
     if slope_TD is not None and own:
+        if soft_cap:
+            prob_T = jnp.exp(logit_T / temperature - lse_T)
+            steep_T = streamed.as_summed(steep_T, streamed.rounded(steep_T, hidden_TD.dtype), prob_T)
         slope_TD += (steep_T / temperature)[:, None] * rows_TD.astype(jnp.float32)
-    return streamed.Swept(peak_T + jnp.log(total_T), entropy_T, logit_T / temperature, slope_TD, tilt_TD)
+    return streamed.Swept(lse_T, entropy_T, logit_T / temperature, slope_TD, tilt_TD)
 
 
 def _absorb(

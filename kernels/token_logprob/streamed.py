@@ -113,6 +113,21 @@ def capped(logit: jax.Array, soft_cap: float) -> tuple[jax.Array, jax.Array]:
     return soft_cap * tanh, 1 - tanh * tanh
 
 
+def as_summed(steep: jax.Array, rounded: jax.Array, prob: jax.Array) -> jax.Array:
+    """The factor c_y of a token's own row, off by what rounding did to this row in E[c W], where that matters.
+
+    A word with more than half of the probability has weight 1 in the sum, so its factor there is c_y `rounded` to the
+    dtype of the products.  The gradient of a sure token is the small difference between the two rows.
+    """
+    return steep + jnp.where(prob > 0.5, prob * (rounded - steep), 0.0)
+
+
+def rounded(x: Float[Array, "T"], dtype: Any) -> Float[Array, "T"]:
+    """Float32 numbers of the precision of `dtype`; XLA would take out a cast there and back."""
+    precision = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, precision.nexp, precision.nmant)
+
+
 def _tilt_if_used(plan: Plan, operands: Operands, entropy_T: Float[Array, "T"]) -> Float[Array, "T D"]:
     """`Swept.tilt_TD`, swept for now; zeros where the cotangents are (they often are zeros that were written out)."""
     shape = operands.hidden_TD.shape
@@ -165,43 +180,39 @@ def _combine(plan: Plan, swept: Swept, operands: Operands, token_T: Int[Array, "
         assert slope_TD is not None
         apart_T = jnp.where(some_T, (swept.lse_T - swept.entropy_T) - (lse_T - entropy_T), 0.0)
         tilt_TD = jax.lax.psum(weight_T[:, None] * swept.tilt_TD - apart_T[:, None] * slope_TD, plan.axis_name)
-    part = with_own_rows(
-        swept._replace(slope_TD=slope_TD), operands.table_VD, token_T, operands.temperature, plan.soft_cap
-    )
-    slope_TD = None if slope_TD is None else jax.lax.psum(part.slope_TD, plan.axis_name)
+    if slope_TD is not None:
+        steep_T = jnp.ones_like(logit_T)
+        if plan.soft_cap:
+            steep_T -= (logit_T * operands.temperature / plan.soft_cap) ** 2
+            rounded_T = rounded(steep_T, operands.hidden_TD.dtype)
+            steep_T = as_summed(steep_T, rounded_T, jnp.exp(logit_T - lse_T))
+        slope_TD = _with_own_rows(slope_TD, operands.table_VD, token_T, steep_T / operands.temperature)
+        slope_TD = jax.lax.psum(slope_TD, plan.axis_name)
     return Swept(lse_T, entropy_T, logit_T, slope_TD, tilt_TD)
 
 
-def with_own_rows(
-    swept: Swept,
+def _with_own_rows(
+    slope_TD: Float[Array, "T D"],
     table_VD: Float[Array, "V D"],
     token_T: Int[Array, "T"],
-    temperature: Float[Array, ""],
-    soft_cap: float,
-) -> Swept:
-    """`swept` with the first term of its slope added, from `TOKEN_CHUNK` rows of the table at a time."""
-    if swept.slope_TD is None:
-        return swept
-    length = token_T.shape[0]
+    factor_T: Float[Array, "T"],
+) -> Float[Array, "T D"]:
+    """`slope_TD` and the tokens' own rows of this table times `factor_T`, `TOKEN_CHUNK` of them at a time."""
 
     def add(begin: Any, size: int, slope_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
-        word_T, logit_T, part_TD = (
-            jax.lax.dynamic_slice_in_dim(x, begin, size) for x in (token_T, swept.logit_T, slope_TD)
+        word_T, weight_T, part_TD = (
+            jax.lax.dynamic_slice_in_dim(x, begin, size) for x in (token_T, factor_T, slope_TD)
         )
         rows_TD = table_VD.at[word_T].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-        steep_T = 1 - (logit_T * temperature / soft_cap) ** 2 if soft_cap else jnp.ones_like(logit_T)
-        part_TD += (steep_T / temperature)[:, None] * rows_TD.astype(jnp.float32)
+        part_TD += weight_T[:, None] * rows_TD.astype(jnp.float32)
         return jax.lax.dynamic_update_slice_in_dim(slope_TD, part_TD, begin, 0)
 
-    whole, rest = divmod(length, TOKEN_CHUNK)
-    slope_TD = swept.slope_TD
+    whole, rest = divmod(token_T.shape[0], TOKEN_CHUNK)
     if whole:
         slope_TD = jax.lax.fori_loop(
             0, whole, lambda i, slope_TD: add(i * TOKEN_CHUNK, TOKEN_CHUNK, slope_TD), slope_TD
         )
-    if rest:
-        slope_TD = add(whole * TOKEN_CHUNK, rest, slope_TD)
-    return swept._replace(slope_TD=slope_TD)
+    return add(whole * TOKEN_CHUNK, rest, slope_TD) if rest else slope_TD
 
 
 def _table_gradient(

@@ -87,8 +87,9 @@ def sweep(
     sub_block = sub_block if block_V % sub_block == 0 else block_V
     grid = pl.cdiv(length, block_T), pl.cdiv(size, block_V)
     packing, per_step = 4 // table_VD.dtype.itemsize, pl.cdiv(block_T, grid[1])
-    word_T = jnp.pad(token_T, (0, grid[0] * block_T - real)).reshape(grid[0], 1, block_T)
-    word_T = jnp.pad(word_T, ((0, 0), (0, 0), (0, grid[1] * per_step - block_T)))
+    fetching = pl.cdiv(block_T, per_step)  # steps that fetch rows
+    word_T = jnp.pad(token_T.astype(jnp.int32), (0, grid[0] * block_T - real)).reshape(grid[0], 1, block_T)
+    word_T = jnp.pad(word_T, ((0, 0), (0, 0), (0, fetching * per_step - block_T)))
     lanes = _round_up(block_T, LANES)
     per_state = pl.BlockSpec((block_T, width), lambda i, j: (i, 0))
     inputs = [
@@ -97,14 +98,14 @@ def sweep(
         table_VD,
         table_VD,
         word_T,
-        jnp.pad(token_T, (0, grid[0] * lanes - real)).reshape(1, -1),
+        jnp.pad(token_T.astype(jnp.int32), (0, grid[0] * lanes - real)).reshape(1, -1),
     ]
     in_specs = [
         pl.BlockSpec(memory_space=pltpu.SMEM),
         per_state,
         pl.BlockSpec((block_V, width), lambda i, j: (j, 0)),
         pl.BlockSpec(memory_space=pl.ANY),
-        pl.BlockSpec((1, 1, grid[1] * per_step), lambda i, j: (i, 0, 0), memory_space=pltpu.SMEM),
+        pl.BlockSpec((1, 1, fetching * per_step), lambda i, j: (i, 0, 0), memory_space=pltpu.SMEM),
         pl.BlockSpec((1, lanes), lambda i, j: (0, i)),
     ]
     if least_T is not None:
@@ -119,6 +120,7 @@ def sweep(
             dropping=least_T is not None,
             own=own,
             per_step=per_step,
+            all_fetch=fetching == grid[1],
             sub_block=sub_block,
             size=size,
         ),
@@ -128,7 +130,7 @@ def sweep(
         out_shape=[jax.ShapeDtypeStruct((8, grid[0] * lanes), jnp.float32)]
         + [jax.ShapeDtypeStruct((length, width), jnp.float32)] * moments,
         scratch_shapes=[pltpu.VMEM((block_T, LANES), jnp.float32)] * 3
-        + [pltpu.VMEM((grid[1] * per_step * packing, width), table_VD.dtype), pltpu.SemaphoreType.DMA],
+        + [pltpu.VMEM((fetching * per_step * packing, width), table_VD.dtype), pltpu.SemaphoreType.DMA],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
             vmem_limit_bytes=vmem_bytes,
@@ -166,6 +168,7 @@ def _kernel(
     dropping: bool,
     own: bool,
     per_step: int,
+    all_fetch: bool,
     sub_block: int,
     size: int,
 ) -> None:
@@ -184,7 +187,7 @@ def _kernel(
             ref[...] = jnp.zeros_like(ref)
 
     def whole_block() -> None:
-        _fetch(of, per_step)
+        _fetch(of, per_step, all_fetch)
         ahead = _product(of, 0, sub_block, sub_block)
         for begin in range(sub_block, of.table.shape[0] + sub_block, sub_block):
             product = ahead
@@ -193,7 +196,7 @@ def _kernel(
             _absorb(of, *product, sub_block, soft_cap=soft_cap)
 
     def part_of_a_block() -> None:
-        _fetch(of, per_step)
+        _fetch(of, per_step, all_fetch)
         _absorb(of, *_product(of, 0, _round_up(rest, LANES), rest), rest, soft_cap=soft_cap)
 
     if rest:
@@ -207,15 +210,22 @@ def _kernel(
         _finish(of, soft_cap=soft_cap, own=own, size=size)
 
 
-def _fetch(of: _Refs, per_step: int) -> None:
-    """Start to copy the own rows of the next `per_step` tokens."""
+def _fetch(of: _Refs, per_step: int, all_fetch: bool) -> None:
+    """Start to copy the own rows of the next `per_step` tokens; past the last token unless `all_fetch`, nothing."""
     packing = 4 // of.table.dtype.itemsize
-    for i in range(per_step):
-        place = pl.program_id(1) * per_step + i
-        word = jnp.clip(of.word[0, 0, place], 0, of.far_table.shape[0] - 1)
-        rows = of.far_table.at[pl.ds((word >> (packing - 1)) * packing, packing)]
-        here = of.own_rows.at[pl.ds(place * packing, packing)]
-        pltpu.make_async_copy(rows, here, of.arrived).start()
+
+    def start() -> None:
+        for i in range(per_step):
+            place = pl.program_id(1) * per_step + i
+            word = jnp.clip(of.word[0, 0, place], 0, of.far_table.shape[0] - 1)
+            rows = of.far_table.at[pl.ds((word >> (packing - 1)) * packing, packing)]
+            here = of.own_rows.at[pl.ds(place * packing, packing)]
+            pltpu.make_async_copy(rows, here, of.arrived).start()
+
+    if all_fetch:
+        start()
+    else:
+        pl.when(pl.program_id(1) < of.word.shape[2] // per_step)(start)
 
 
 def _dot(of: _Refs, left: jax.Array, right: jax.Array, dims: tuple[int, int]) -> jax.Array:
@@ -287,6 +297,8 @@ def _finish(of: _Refs, *, soft_cap: float, own: bool, size: int) -> None:
     if soft_cap:
         tanh = jnp.tanh(logit * (1 / soft_cap))
         logit, steep = soft_cap * tanh, steep - tanh * tanh
+        rounded = steep.astype(of.hidden.dtype).astype(jnp.float32)
+        steep = streamed.as_summed(steep, rounded, jnp.exp2(logit * of.scale[0] - of.peak[...] - log_total))
     lane = jax.lax.broadcasted_iota(jnp.int32, total.shape, 1)
     bits = jnp.where(lane == 0, of.peak[...] + log_total, jnp.where(lane == 1, entropy, logit * of.scale[0]))
     absent = jnp.zeros((of.outcome.shape[1] - total.shape[0], LANES), jnp.float32)
