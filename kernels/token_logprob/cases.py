@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from thinkfirst.kernels.token_logprob import streamed, tpu
 
-Blocks = dict[str, int]
+Blocks = dict[str, Any]
 Case = tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]
 
 

@@ -122,10 +122,10 @@ def as_summed(steep: jax.Array, rounded: jax.Array, prob: jax.Array) -> jax.Arra
     return steep + jnp.where(prob > 0.5, prob * (rounded - steep), 0.0)
 
 
-def rounded(x: Float[Array, "T"], dtype: Any) -> Float[Array, "T"]:
+def rounded(x_T: Float[Array, "T"], dtype: Any) -> Float[Array, "T"]:
     """Float32 numbers of the precision of `dtype`; XLA would take out a cast there and back."""
     precision = jnp.finfo(dtype)
-    return jax.lax.reduce_precision(x, precision.nexp, precision.nmant)
+    return jax.lax.reduce_precision(x_T, precision.nexp, precision.nmant)
 
 
 def _tilt_if_used(plan: Plan, operands: Operands, entropy_T: Float[Array, "T"]) -> Float[Array, "T D"]:

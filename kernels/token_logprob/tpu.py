@@ -69,7 +69,7 @@ def sweep(
     interpret: Any = False,
 ) -> streamed.Swept:
     """`streamed.Sweep` by one Pallas call.  Blocks are halved until they fit in `vmem_bytes` (default: the chip's)."""
-    reason = unsupported(hidden_TD.shape[1], *table_VD.shape[:1], table_VD.dtype.itemsize)
+    reason = unsupported(hidden_TD.shape[1], table_VD.shape[0], table_VD.dtype.itemsize)
     if reason:
         raise ValueError(f"token_logprob on TPU: {reason}")
     real, width = hidden_TD.shape
@@ -176,7 +176,7 @@ def _kernel(
     inputs = [next(left) for _ in range(6)]
     least_ref = next(left) if dropping else None
     outcome_ref, *sums = (next(left) for _ in range(1 + moments))
-    of = _Refs(*inputs, least_ref, outcome_ref, tuple(sums), *left)
+    of = _Refs._make([*inputs, least_ref, outcome_ref, tuple(sums), *left])
     step, last = pl.program_id(1), pl.num_programs(1) - 1
     rest = size % of.table.shape[0]
 
@@ -230,7 +230,7 @@ def _fetch(of: _Refs, per_step: int, all_fetch: bool) -> None:
 
 def _dot(of: _Refs, left: jax.Array, right: jax.Array, dims: tuple[int, int]) -> jax.Array:
     precision = jax.lax.Precision.HIGHEST if of.hidden.dtype == jnp.float32 else None
-    contracted = tuple((dim,) for dim in dims), ((), ())
+    contracted = ((dims[0],), (dims[1],)), ((), ())
     return jax.lax.dot_general(left, right, contracted, precision=precision, preferred_element_type=jnp.float32)
 
 
