@@ -42,7 +42,7 @@ def token_logprob(
         settings = gpu.Settings(soft_cap=soft_cap, truncated=truncated, axis_name=axis_name)
         logp_T, entropy_T = gpu.token_logprob(settings, hidden_TD, table_VD, token_T, floor_T, temperature=temperature)
         return logp_T.reshape(batch, length), entropy_T.reshape(batch, length)
-    backend = _resolve(backend, width, table_VD.shape[0], sharded=axis_name is not None)
+    backend = _resolve(backend, table_VD, sharded=axis_name is not None)
     if backend == "reference":
         logp_T, entropy_T = reference.token_logprob(
             hidden_TD,
@@ -70,9 +70,10 @@ def token_logprob(
     return logp_T.reshape(batch, length), entropy_T.reshape(batch, length)
 
 
-def _resolve(backend: Backend, width: int, num_words: int, *, sharded: bool) -> Backend:
+def _resolve(backend: Backend, table_VD: Float[Array, "V D"], *, sharded: bool) -> Backend:
     """AUTO takes the kernel on a TPU, else the sweep for a large vocabulary; a backend asked for by name must run."""
-    reason = tpu.unsupported(width, num_words)
+    num_words, width = table_VD.shape
+    reason = tpu.unsupported(width, num_words, table_VD.dtype.itemsize)
     if backend == "auto":
         if placement.kernels_run() and not reason:
             return "tpu"

@@ -22,21 +22,23 @@ Carry = tuple[Float[Array, "T"], Float[Array, "T"], Float[Array, "T"], tuple[Flo
 def sweep(
     hidden_TD: Float[Array, "T D"],
     table_VD: Float[Array, "V D"],
+    token_T: Int[Array, "T"],
     least_T: Float[Array, "T"] | None,
     *,
     temperature: Float[Array, ""],
     soft_cap: float,
     moments: int,
+    own: bool,
 ) -> streamed.Swept:
     """`streamed.Sweep`, `TOKENS` x `WORDS` logits at a time."""
     body = functools.partial(
-        _sweep_tokens, table_VD=table_VD, temperature=temperature, soft_cap=soft_cap, moments=moments
+        _sweep_tokens, table_VD=table_VD, temperature=temperature, soft_cap=soft_cap, moments=moments, own=own
     )
     length = hidden_TD.shape[0]
     if length <= TOKENS:
-        return body(hidden_TD, least_T)
+        return body(hidden_TD, token_T, least_T)
     padding = -length % TOKENS
-    chunks = (hidden_TD, least_T) if least_T is not None else (hidden_TD,)
+    chunks = (hidden_TD, token_T) if least_T is None else (hidden_TD, token_T, least_T)
     chunks = jax.tree.map(
         lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, TOKENS, *x.shape[1:]), chunks
     )
@@ -46,12 +48,14 @@ def sweep(
 
 def _sweep_tokens(
     hidden_TD: Float[Array, "T D"],
+    token_T: Int[Array, "T"],
     least_T: Float[Array, "T"] | None,
     *,
     table_VD: Float[Array, "V D"],
     temperature: Float[Array, ""],
     soft_cap: float,
     moments: int,
+    own: bool,
 ) -> streamed.Swept:
     length, width = hidden_TD.shape
     size = table_VD.shape[0]
@@ -71,10 +75,21 @@ def _sweep_tokens(
     inverse_T = jnp.where(total_T > 0, 1 / total_T, 0.0)
     mean_T = lean_T * inverse_T  # of the distance from the maximum
     entropy_T = jnp.where(total_T > 0, jnp.log(total_T) - mean_T, 0.0)
-    row_TD, tilt_TD = (*(sum_TD * inverse_T[:, None] for sum_TD in sums), None, None)[:2]
+    rows_TD = table_VD.at[token_T].get(mode="fill", fill_value=0, wrap_negative_indices=False).astype(hidden_TD.dtype)
+    logit_T, steep_T = streamed.capped(
+        jnp.einsum("TD,TD->T", hidden_TD, rows_TD, preferred_element_type=jnp.float32), soft_cap
+    )
+    row_TD, tilt_TD = (*(sum_TD * (inverse_T / temperature)[:, None] for sum_TD in sums), None, None)[:2]
+    slope_TD = None if row_TD is None else -row_TD
     if tilt_TD is not None:
         tilt_TD -= mean_T[:, None] * row_TD
-    return streamed.Swept(peak_T + jnp.log(total_T), entropy_T, row_TD, tilt_TD)
+    lse_T = peak_T + jnp.log(total_T)
+    if slope_TD is not None and own:
+        if soft_cap:
+            prob_T = jnp.exp(logit_T / temperature - lse_T)
+            steep_T = streamed.as_summed(steep_T, streamed.rounded(steep_T, hidden_TD.dtype), prob_T)
+        slope_TD += (steep_T / temperature)[:, None] * rows_TD.astype(jnp.float32)
+    return streamed.Swept(lse_T, entropy_T, logit_T / temperature, slope_TD, tilt_TD)
 
 
 def _absorb(

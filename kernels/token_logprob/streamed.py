@@ -5,8 +5,9 @@
     d entropy / d hidden = -E[(z - E[z]) c W] / temperature
 
 A sweep is attention with hidden states as queries and the table as keys and values: with a running maximum, lse, E[z]
-and E[c W] come out of one pass, so forward and backward cost two products with the table, and the backward pass is a
-multiply.  A floor is relative to the log-sum-exp over *all* words, so rows that have one cost a sweep for it first.
+and E[c W] come out of one pass, z_y and W_y beside them, so forward and backward cost two products with the table, and
+the backward pass is a multiply.  A floor is relative to the log-sum-exp over *all* words, so rows that have one cost a
+sweep for it first.
 
 `chunked.sweep` (plain JAX) and `tpu.sweep` (Pallas) sweep; here is what both share.
 """
@@ -30,8 +31,9 @@ class Swept(NamedTuple):
 
     lse_T: Float[Array, "T"]
     entropy_T: Float[Array, "T"]
-    row_TD: Float[Array, "T D"] | None  # E[c W]
-    tilt_TD: Float[Array, "T D"] | None  # E[(z - E[z]) c W]
+    logit_T: Float[Array, "T"]  # z_y, kept or not; 0 where y is not a word of this table
+    slope_TD: Float[Array, "T D"] | None  # (c_y W_y - E[c W]) / temperature, the first term when asked for
+    tilt_TD: Float[Array, "T D"] | None  # E[(z - E[z]) c W] / temperature
 
 
 class Operands(NamedTuple):
@@ -44,8 +46,9 @@ class Operands(NamedTuple):
     temperature: Float[Array, ""]
 
 
-# sweep(hidden_TD, table_VD, least_T, *, temperature, soft_cap, moments): statistics over the words with z >= least_T,
-# all of them if that is None.  `moments` 1 adds row_TD, 2 also tilt_TD.
+# sweep(hidden_TD, table_VD, token_T, least_T, *, temperature, soft_cap, moments, own): statistics over the words with
+# z >= least_T, all of them if that is None.  `moments` 1 adds slope_TD, 2 also tilt_TD.  `own` says that the table has
+# every token, whose rows are wanted in slope_TD.
 Sweep = Callable[..., Swept]
 
 
@@ -64,8 +67,7 @@ class Plan:
 def token_logprob(plan: Plan, operands: Operands) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
     """(log-prob, entropy) of each token."""
     swept = _statistics(plan, operands, 0)
-    logit_T, _ = _own_rows(plan, operands, None)
-    return logit_T - swept.lse_T, swept.entropy_T
+    return swept.logit_T - swept.lse_T, swept.entropy_T
 
 
 def _forward(plan: Plan, primals: Any) -> Any:
@@ -77,9 +79,8 @@ def _forward(plan: Plan, primals: Any) -> Any:
         raise ValueError(f"token_logprob has no gradient of a table that is sharded over {plan.axis_name!r}")
     moments = (2 if plan.entropy_gradient else 1) if primals.hidden_TD.perturbed else 0
     swept = _statistics(plan, operands, moments)
-    logit_T, slope_TD = _own_rows(plan, operands, swept.row_TD)
     kept = swept if primals.table_VD.perturbed else None
-    return (logit_T - swept.lse_T, swept.entropy_T), (operands, slope_TD, swept.tilt_TD, kept)
+    return (swept.logit_T - swept.lse_T, swept.entropy_T), (operands, swept.slope_TD, swept.tilt_TD, kept)
 
 
 def _backward(plan: Plan, residual: Any, cotangent: Any) -> tuple[Operands]:
@@ -91,7 +92,7 @@ def _backward(plan: Plan, residual: Any, cotangent: Any) -> tuple[Operands]:
         if not isinstance(entropy_T, SymbolicZero):
             if tilt_TD is None:
                 tilt_TD = _tilt_if_used(plan, operands, entropy_T)
-            gradient_TD = gradient_TD - entropy_T[:, None] / operands.temperature * tilt_TD
+            gradient_TD = gradient_TD - entropy_T[:, None] * tilt_TD
         hidden_TD = jnp.broadcast_to(gradient_TD, operands.hidden_TD.shape).astype(operands.hidden_TD.dtype)
     if swept is not None:
         logp_T, entropy_T = (
@@ -112,8 +113,23 @@ def capped(logit: jax.Array, soft_cap: float) -> tuple[jax.Array, jax.Array]:
     return soft_cap * tanh, 1 - tanh * tanh
 
 
+def as_summed(steep: jax.Array, rounded: jax.Array, prob: jax.Array) -> jax.Array:
+    """The factor c_y of a token's own row, off by what rounding did to this row in E[c W], where that matters.
+
+    A word with more than half of the probability has weight 1 in the sum, so its factor there is c_y `rounded` to the
+    dtype of the products.  The gradient of a sure token is the small difference between the two rows.
+    """
+    return steep + jnp.where(prob > 0.5, prob * (rounded - steep), 0.0)
+
+
+def rounded(x_T: Float[Array, "T"], dtype: Any) -> Float[Array, "T"]:
+    """Float32 numbers of the precision of `dtype`; XLA would take out a cast there and back."""
+    precision = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x_T, precision.nexp, precision.nmant)
+
+
 def _tilt_if_used(plan: Plan, operands: Operands, entropy_T: Float[Array, "T"]) -> Float[Array, "T D"]:
-    """E[(z - E[z]) c W], swept for now; zeros where the cotangents are (they often are zeros that were written out)."""
+    """`Swept.tilt_TD`, swept for now; zeros where the cotangents are (they often are zeros that were written out)."""
     shape = operands.hidden_TD.shape
     return jax.lax.cond(
         jnp.any(entropy_T != 0),
@@ -123,16 +139,22 @@ def _tilt_if_used(plan: Plan, operands: Operands, entropy_T: Float[Array, "T"]) 
 
 
 def _statistics(plan: Plan, operands: Operands, moments: int) -> Swept:
+    token_T = operands.token_T
+    if plan.axis_name is not None:
+        token_T = token_T - jax.lax.axis_index(plan.axis_name) * operands.table_VD.shape[0]
+
     def sweep(least_T: Float[Array, "T"] | None, moments: int) -> Swept:
         swept = plan.sweep(
             operands.hidden_TD,
             operands.table_VD,
+            token_T,
             least_T,
             temperature=operands.temperature,
             soft_cap=plan.soft_cap,
             moments=moments,
+            own=plan.axis_name is None,
         )
-        return swept if plan.axis_name is None else _combine(swept, plan.axis_name)
+        return swept if plan.axis_name is None else _combine(plan, swept, operands, token_T)
 
     if not plan.truncated:
         return sweep(None, moments)
@@ -143,62 +165,54 @@ def _statistics(plan: Plan, operands: Operands, moments: int) -> Swept:
     )
 
 
-def _combine(swept: Swept, axis_name: str) -> Swept:
-    """Statistics over the whole vocabulary, but for `row_TD`: that stays this shard's part of the sum."""
-    peak_T = jax.lax.pmax(swept.lse_T, axis_name)
-    lse_T = peak_T + jnp.log(jax.lax.psum(jnp.exp(swept.lse_T - peak_T), axis_name))
+def _combine(plan: Plan, swept: Swept, operands: Operands, token_T: Int[Array, "T"]) -> Swept:
+    """Statistics over the whole vocabulary; `token_T` counts from this shard's first word."""
+    peak_T = jax.lax.pmax(swept.lse_T, plan.axis_name)
+    lse_T = peak_T + jnp.log(jax.lax.psum(jnp.exp(swept.lse_T - peak_T), plan.axis_name))
     weight_T = jnp.exp(swept.lse_T - lse_T)
     some_T = weight_T > 0  # a shard of which nothing is kept has lse -inf
     entropy_T = jnp.where(some_T, weight_T * (lse_T - swept.lse_T + swept.entropy_T), 0.0)
-    entropy_T = jax.lax.psum(entropy_T, axis_name)
-    row_TD = tilt_TD = None
-    if swept.row_TD is not None:
-        row_TD = weight_T[:, None] * swept.row_TD
+    entropy_T, logit_T = jax.lax.psum((entropy_T, swept.logit_T), plan.axis_name)
+    slope_TD = tilt_TD = None
+    if swept.slope_TD is not None:
+        slope_TD = weight_T[:, None] * swept.slope_TD
     if swept.tilt_TD is not None:
-        assert row_TD is not None
+        assert slope_TD is not None
         apart_T = jnp.where(some_T, (swept.lse_T - swept.entropy_T) - (lse_T - entropy_T), 0.0)
-        tilt_TD = jax.lax.psum(weight_T[:, None] * swept.tilt_TD + apart_T[:, None] * row_TD, axis_name)
-    return Swept(lse_T, entropy_T, row_TD, tilt_TD)
+        tilt_TD = jax.lax.psum(weight_T[:, None] * swept.tilt_TD - apart_T[:, None] * slope_TD, plan.axis_name)
+    if slope_TD is not None:
+        steep_T = jnp.ones_like(logit_T)
+        if plan.soft_cap:
+            steep_T -= (logit_T * operands.temperature / plan.soft_cap) ** 2
+            rounded_T = rounded(steep_T, operands.hidden_TD.dtype)
+            steep_T = as_summed(steep_T, rounded_T, jnp.exp(logit_T - lse_T))
+        slope_TD = _with_own_rows(slope_TD, operands.table_VD, token_T, steep_T / operands.temperature)
+        slope_TD = jax.lax.psum(slope_TD, plan.axis_name)
+    return Swept(lse_T, entropy_T, logit_T, slope_TD, tilt_TD)
 
 
-def _own_rows(
-    plan: Plan, operands: Operands, row_TD: Float[Array, "T D"] | None
-) -> tuple[Float[Array, "T"], Float[Array, "T D"] | None]:
-    """(z_y, d logp / d hidden), the latter written over `row_TD`, from a few thousand rows of the table at a time."""
-    length = operands.token_T.shape[0]
-    carry = jnp.zeros((length,), jnp.float32), row_TD
+def _with_own_rows(
+    slope_TD: Float[Array, "T D"],
+    table_VD: Float[Array, "V D"],
+    token_T: Int[Array, "T"],
+    factor_T: Float[Array, "T"],
+) -> Float[Array, "T D"]:
+    """`slope_TD` and the tokens' own rows of this table times `factor_T`, `TOKEN_CHUNK` of them at a time."""
 
-    def step(begin: Any, size: int, carry: Any) -> Any:
-        all_logit_T, all_slope_TD = carry
-        logit_T, slope_TD = _gathered(plan, operands, begin, size)
-        if all_slope_TD is not None:
-            slope_TD = slope_TD - jax.lax.dynamic_slice_in_dim(all_slope_TD, begin, size)
-            slope_TD = slope_TD / operands.temperature
-            all_slope_TD = jax.lax.dynamic_update_slice_in_dim(all_slope_TD, slope_TD, begin, 0)
-        return jax.lax.dynamic_update_slice_in_dim(all_logit_T, logit_T, begin, 0), all_slope_TD
+    def add(begin: Any, size: int, slope_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
+        word_T, weight_T, part_TD = (
+            jax.lax.dynamic_slice_in_dim(x, begin, size) for x in (token_T, factor_T, slope_TD)
+        )
+        rows_TD = table_VD.at[word_T].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+        part_TD += weight_T[:, None] * rows_TD.astype(jnp.float32)
+        return jax.lax.dynamic_update_slice_in_dim(slope_TD, part_TD, begin, 0)
 
-    whole, rest = divmod(length, TOKEN_CHUNK)
+    whole, rest = divmod(token_T.shape[0], TOKEN_CHUNK)
     if whole:
-        carry = jax.lax.fori_loop(0, whole, lambda i, carry: step(i * TOKEN_CHUNK, TOKEN_CHUNK, carry), carry)
-    if rest:
-        carry = step(whole * TOKEN_CHUNK, rest, carry)
-    return carry if plan.axis_name is None else jax.lax.psum(carry, plan.axis_name)
-
-
-def _gathered(plan: Plan, operands: Operands, begin: Any, size: int) -> tuple[Float[Array, "_"], Float[Array, "_ D"]]:
-    """(z_y, c_y W_y) of `size` tokens; zero where another shard has the token's row."""
-    hidden_TD = jax.lax.dynamic_slice_in_dim(operands.hidden_TD, begin, size)
-    token_T = jax.lax.dynamic_slice_in_dim(operands.token_T, begin, size)
-    if plan.axis_name is None:
-        rows_TD = operands.table_VD[token_T]
-    else:
-        token_T = token_T - jax.lax.axis_index(plan.axis_name) * operands.table_VD.shape[0]
-        rows_TD = operands.table_VD.at[token_T].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-    rows_TD = rows_TD.astype(hidden_TD.dtype)
-    logit_T, slope_T = capped(
-        jnp.einsum("TD,TD->T", hidden_TD, rows_TD, preferred_element_type=jnp.float32), plan.soft_cap
-    )
-    return logit_T / operands.temperature, slope_T[:, None] * rows_TD.astype(jnp.float32)
+        slope_TD = jax.lax.fori_loop(
+            0, whole, lambda i, slope_TD: add(i * TOKEN_CHUNK, TOKEN_CHUNK, slope_TD), slope_TD
+        )
+    return add(whole * TOKEN_CHUNK, rest, slope_TD) if rest else slope_TD
 
 
 def _table_gradient(

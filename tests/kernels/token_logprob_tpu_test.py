@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.sharding import Mesh, PartitionSpec
 
 import tolerance
 from thinkfirst.kernels.token_logprob import api, cases, chunked, reference, streamed, tpu
@@ -58,22 +57,15 @@ def exact(arrays, *, soft_cap, entropy_weight=0.0):
     return weighted(logprob, wide, entropy_weight=entropy_weight)
 
 
-def relative(found, expected):
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
-
-
 def check(sweep, arrays, *, soft_cap=0.0, entropy_weight=0.0, entropy_gradient=False):
     truncated = bool(np.isfinite(arrays.floor_T).any())
     plan = streamed.Plan(sweep=sweep, soft_cap=soft_cap, truncated=truncated, entropy_gradient=entropy_gradient)
     found, gradients = weighted(functools.partial(streamed.token_logprob, plan), arrays, entropy_weight=entropy_weight)
     expected, exact_gradients = exact(arrays, soft_cap=soft_cap, entropy_weight=entropy_weight)
     for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4)
-    # Nothing is lost in float32; in bfloat16 the gradient itself is rounded, 1.7e-3 in this norm.
-    bound = 1e-5 if arrays.hidden_TD.dtype == jnp.float32 else 4e-3
+        tolerance.assert_logprob(mine, theirs)
     for mine, theirs in zip(gradients, exact_gradients, strict=True):
-        assert relative(mine, theirs) < bound
+        tolerance.assert_gradient(mine, theirs)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +73,7 @@ def check(sweep, arrays, *, soft_cap=0.0, entropy_weight=0.0, entropy_gradient=F
     [
         pytest.param(1, 300, 0.0, {}, marks=pytest.mark.slow),
         (63, 256, 5.0, {"dtype": "bfloat16", "temperature": 0.7}),
-        pytest.param(127, 333, 0.0, {"dtype": "bfloat16", "floor": -6.0, "temperature": 1.3}, marks=pytest.mark.slow),
+        pytest.param(127, 334, 0.0, {"dtype": "bfloat16", "floor": -6.0, "temperature": 1.3}, marks=pytest.mark.slow),
         pytest.param(512, 200, 30.0, {"dtype": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param(1000, 256, 0.0, {}, marks=pytest.mark.slow),
     ],
@@ -98,14 +90,34 @@ def test_gradient_of_the_entropy_comes_from_the_same_sweep(soft_cap, floor):
     check(interpreted, arrays, soft_cap=soft_cap, entropy_weight=1.0, entropy_gradient=True)
 
 
-def test_expected_row_is_exact_to_a_thousandth_before_it_is_rounded():
-    """The gradient's part that is summed over the vocabulary, from bfloat16 states and probabilities."""
+@pytest.mark.parametrize("sweep", [functools.partial(tpu.sweep, interpret=True), chunked.sweep])
+@pytest.mark.parametrize("soft_cap", [0.0, 30.0])
+@pytest.mark.parametrize("sure", [False, True])
+def test_gradient_is_exact_to_a_thousandth_before_it_is_rounded(sweep, soft_cap, sure):
+    """Of bfloat16 states and probabilities, of unlikely tokens and of likely ones, whose gradient nearly cancels."""
     arrays = operands(32, 640, dtype="bfloat16")
-    found = interpreted(arrays.hidden_TD, arrays.table_VD, None, temperature=jnp.float32(1), soft_cap=0.0, moments=1)
-    hidden_TD, table_VD = (x.astype(jnp.float32) for x in arrays[:2])
-    expected_TD = jax.nn.softmax(hidden_TD @ table_VD.T) @ table_VD
-    assert relative(found.row_TD, expected_TD) < 1e-3
-    tolerance.assert_close(found.lse_T, jax.nn.logsumexp(hidden_TD @ table_VD.T, axis=1))
+    if sure:
+        arrays = arrays._replace(hidden_TD=arrays.hidden_TD * 0.3 + 1.2 * arrays.table_VD[arrays.token_T])
+    wide = arrays._replace(hidden_TD=arrays.hidden_TD.astype(jnp.float32))
+    found = sweep(*arrays[:3], None, temperature=jnp.float32(1), soft_cap=soft_cap, moments=1, own=True)
+
+    def total(hidden_TD):
+        return reference.token_logprob(hidden_TD, *wide[1:4], temperature=jnp.float32(1), soft_cap=soft_cap, chunk=32)[
+            0
+        ].sum()
+
+    tolerance.assert_gradient(found.slope_TD, jax.grad(total)(wide.hidden_TD), summed_in="bfloat16")
+
+
+def test_a_token_of_another_shard_has_no_logit_and_no_row():
+    arrays = operands(16, 256)
+    token_T = jnp.arange(16) * 40 - 200  # some below, some above
+    run = functools.partial(tpu.sweep, temperature=jnp.float32(1), soft_cap=0.0, moments=1, interpret=True)
+    found, none = (run(*arrays[:2], token_T, None, own=own) for own in (True, False))
+    here_T = (token_T >= 0) & (token_T < 256)
+    rows_TD = jnp.where(here_T[:, None], arrays.table_VD[token_T], 0)
+    tolerance.assert_close(found.slope_TD - none.slope_TD, rows_TD)
+    tolerance.assert_close(found.logit_T, (arrays.hidden_TD * rows_TD).sum(axis=1))
 
 
 @pytest.mark.slow
@@ -121,54 +133,9 @@ def test_large_logits_do_not_overflow_and_a_sure_token_has_no_gradient():
     np.testing.assert_allclose(gradient_TD, 0.0, atol=1e-3)
 
 
-@pytest.mark.parametrize("shards", [pytest.param(2, marks=pytest.mark.slow)])
-def test_sharded_vocabulary_gives_what_the_whole_one_gives(shards):
-    """The interpreter runs the devices one after another, so two of them, and no race detection."""
-    sharded(functools.partial(tpu.sweep, block_T=32, block_V=128, interpret=True), shards, soft_cap=5.0, floor=-np.inf)
-
-
-@pytest.mark.parametrize(
-    ("shards", "soft_cap", "floor"),
-    [(2, 5.0, -5.5)] + [pytest.param(n, 0.0, -5.5, marks=pytest.mark.slow) for n in (1, 4, 8)],
-)
-def test_the_combine_over_shards(shards, soft_cap, floor):
-    sharded(chunked.sweep, shards, soft_cap=soft_cap, floor=floor)
-
-
-def sharded(sweep, shards, *, soft_cap, floor):
-    arrays = operands(24, 2048, floor=floor)
-    plan = streamed.Plan(sweep=sweep, soft_cap=soft_cap, truncated=True, entropy_gradient=True, axis_name="tensor")
-    mesh = Mesh(np.array(jax.devices()[:shards]), ("tensor",))
-
-    def total(hidden_TD):
-        spec = PartitionSpec()
-        specs = streamed.Operands(spec, PartitionSpec("tensor"), spec, spec, spec)
-        run = jax.shard_map(
-            functools.partial(streamed.token_logprob, plan),
-            mesh=mesh,
-            in_specs=(specs,),
-            out_specs=(spec, spec),
-            check_vma=False,
-        )
-        logp_T, entropy_T = run(arrays._replace(hidden_TD=hidden_TD))
-        return (jnp.cos(logp_T) + entropy_T).sum(), (logp_T, entropy_T)
-
-    def whole(hidden_TD):
-        logp_T, entropy_T = reference.token_logprob(
-            hidden_TD, *arrays[1:4], temperature=arrays.temperature, soft_cap=soft_cap, chunk=24
-        )
-        return (jnp.cos(logp_T) + entropy_T).sum(), (logp_T, entropy_T)
-
-    (_, found), gradient_TD = jax.jit(jax.value_and_grad(total, has_aux=True))(arrays.hidden_TD)
-    (_, expected), exact_TD = jax.jit(jax.value_and_grad(whole, has_aux=True))(arrays.hidden_TD)
-    for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4)
-    assert relative(gradient_TD, exact_TD) < 1e-5
-
-
 def test_a_backend_asked_for_by_name_runs_or_raises():
-    def run(width=128, size=256, **arguments):
-        arrays = operands(3, size, width=width)
+    def run(width=128, size=256, dtype="float32", **arguments):
+        arrays = operands(3, size, width=width, dtype=dtype)
         one_row = jax.tree.map(lambda x: x[None], arrays[:1] + arrays[2:4])
         return api.token_logprob(one_row[0], arrays[1], *one_row[1:], temperature=jnp.float32(1), **arguments)
 
@@ -178,6 +145,8 @@ def test_a_backend_asked_for_by_name_runs_or_raises():
         run(width=96, backend="tpu_interpret")
     with pytest.raises(ValueError, match="at least 128 words, not 100"):
         run(size=100, backend="tpu_interpret")
+    with pytest.raises(ValueError, match="copied by the 2, the table has 257"):
+        run(size=257, dtype="bfloat16", backend="tpu_interpret")
     with pytest.raises(ValueError, match="takes no axis_name"):
         run(backend="reference", axis_name="tensor")
 
@@ -190,7 +159,7 @@ def test_no_silent_zero_for_the_gradient_of_a_temperature():
 
 GEMMA3_1B, GEMMA2_2B = (262144, 1152), (256128, 2304)
 CHIPS = pytest.mark.parametrize(
-    ("topology", "vmem"), [("v4:2x2x1", 16), ("v5e:2x4", 128), ("v5p:2x2x1", 64), ("v6e:2x4", 128)]
+    ("topology", "vmem"), [("v4:2x2x1", 16), ("v5e:2x4", 128), ("v5p:2x2x1", 64), ("v6e:2x4", 128), ("tpu7x:2x2x1", 64)]
 )
 
 
@@ -209,6 +178,13 @@ def test_every_part_compiles_for(monkeypatch, topology, vmem):
     """Few tokens: small blocks compile in half the time."""
     monkeypatch.setattr(tpu, "COMPILED_VMEM_BYTES", vmem * 2**20)
     compiled(topology, cases.forward_all_gradients(0.0, 128, *GEMMA3_1B))
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1, 130, 1000])
+def test_uneven_lengths_compile(length):
+    compiled("v5e:2x4", cases.forward_gradient(30.0, length, 1002, 128))
 
 
 @compiles
