@@ -22,7 +22,7 @@ from thinkfirst.models import config as model_config
 from thinkfirst.models import gemma, weights
 from thinkfirst.rl import batch, rollout
 
-NO_STOP = (-1,)  # every row runs to its limit
+LANES = 64  # rows that our engine decodes side by side, all shards together
 CHECKED_PROMPTS, CHECKED_TOKENS, VARIED = 4, 16, 6
 PEER_ROWS = (1, 2, 4)  # all rows at once, half of them, a quarter
 
@@ -121,22 +121,23 @@ class Ours:
     def sampler(self, case: Case, *, temperature: float = 1.0) -> Callable[[], batch.Rollout]:
         """Rolls the case out, onto the host."""
         room = max(case.limits)
-        engine = rollout.Engine(self._model, self._mesh, group=case.group, room=room, stop_ids=NO_STOP)
-        # The engine knows one limit for all rows: short rows run on to the longest.
+        lanes = LANES // mesh.num_row_shards(self._mesh)
+        engine = rollout.Engine(self._model, self._mesh, room=room, stop_ids=(), lanes=lanes)
         sampling = batch.Sampling.of(temperature=temperature, max_new_tokens=room)
+        sampling = dataclasses.replace(sampling, max_new_tokens=np.array(case.limits, np.int32))
         prompts, key = case.prompts(), jax.random.key(7)
-        return lambda: jax.device_get(engine.sample(self._params, None, prompts, sampling, key))
+        return lambda: engine.sample(self._params, None, prompts, sampling, key, group=case.group)
 
 
 def timed(sample: Callable[[], batch.Rollout], case: Case) -> Side:
-    """Runs of our side; every row must be as long as its limit."""
+    """Runs of our side; every row must end at its limit."""
 
     def run() -> Spent:
         start, cpu_start = time.perf_counter(), time.process_time()
         found = sample()
         spent = Spent(time.perf_counter() - start, time.process_time() - cpu_start)
-        if (short := found.length_B < np.array(case.limits)).any():
-            raise ValueError(f"{case.name}: row {short.argmax()} ended before its limit")
+        if (other := found.length_B != np.array(case.limits)).any():
+            raise ValueError(f"{case.name}: row {other.argmax()} did not end at its limit")
         return spent
 
     return run

@@ -52,7 +52,7 @@ class Echo(bench_rollout.Ours):
 
     def sampler(self, case, *, temperature=1.0):
         tokens_BT = np.repeat(case.prompts().tokens_PT, case.group, axis=0)[:, : max(case.limits)]
-        length_B = np.full(len(tokens_BT), max(case.limits))
+        length_B = np.array(case.limits)
         return lambda: batch.Rollout(tokens_BT, 0.0 * tokens_BT, 0.0 * tokens_BT, length_B, length_B < 0)
 
 
@@ -138,11 +138,11 @@ def test_a_text_that_repeats_itself_checks_nothing(pretended, monkeypatch, capsy
     assert "says little: take other weights" in capsys.readouterr().err
 
 
-def test_a_row_that_ends_too_early_is_no_run():
+def test_a_row_that_ends_elsewhere_is_no_run():
     def short():
         return batch.Rollout(None, None, None, np.array([6, 6, 5, 6, 6, 6, 6, 6]), None)
 
-    with pytest.raises(ValueError, match="equal_lengths: row 2 ended before its limit"):
+    with pytest.raises(ValueError, match="equal_lengths: row 2 did not end at its limit"):
         bench_rollout.timed(short, CASES[0])()
 
 
