@@ -16,7 +16,7 @@ LAYERS := core kernels models rl launch
 READY := .venv/.ok
 TRITON := .venv/.triton-ok
 
-.PHONY: help demo demo-small demo-base bench bench-kernels test quick lint types wheel-check build-file golden parity clean
+.PHONY: help demo demo-small demo-base bench bench-kernels bench-tunix tunix-env test quick lint types wheel-check build-file golden parity clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make demo-base    pretrain the base model that the demo starts from"
 	@echo "make bench        check the kernels, then time what this machine can run"
 	@echo "make bench-kernels    estimated TPU cycles of the kernels and their peers (no TPU needed; CHIPS=v5e)"
+	@echo "make bench-tunix  rollouts of Tunix's sampler and ours in turn (make tunix-env installs Tunix: 3 GB)"
 	@echo "make test         lint, types, wheel-check and every test"
 	@echo "make quick        lint and the tests that are not slow"
 	@echo "make lint | types | wheel-check    one of them"
@@ -51,6 +52,12 @@ bench-kernels: $(READY)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests/kernels
 	$(BIN)/python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=$(CHIPS) \
 	  --report=docs/kernels.md --out=tests/golden/kernel_cycles.json $(ARGS)
+
+bench-tunix: $(READY)
+	$(BIN)/python -m thinkfirst.launch.bench --suite=rollout --peer=tunix $(ARGS)
+
+# The environment of both: what the golden files come from is what we are timed against.
+tunix-env: .build/oracle_tunix/.ok
 
 test: $(TRITON) lint types wheel-check
 	$(BIN)/pytest -n $(JOBS) $(ARGS)

@@ -2,6 +2,7 @@
 
 python -m thinkfirst.launch.bench [--suite=engine] [--repeats=5] [--out=FILE.json]
 python -m thinkfirst.launch.bench --suite=kernels [--cases=causal_g3_fwd]        (on a GPU)
+python -m thinkfirst.launch.bench --suite=rollout --peer=tunix [--peer_env=.build/oracle_tunix]
 python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=v5e [--cases=window_fwd,ring_decode] [--search]
 """
 
@@ -15,13 +16,23 @@ from absl import flags
 from thinkfirst.core import files, runtime
 from thinkfirst.kernels import placement
 from thinkfirst.kernels.cost import chips, profile
-from thinkfirst.launch import bench_engine, bench_gpu, bench_kernels, bench_logprob, bench_report
+from thinkfirst.launch import (
+    bench_engine,
+    bench_gpu,
+    bench_kernels,
+    bench_logprob,
+    bench_peer,
+    bench_report,
+    bench_rollout,
+)
 
 
 def define_flags() -> flags.FlagValues:
     """The command line."""
     line = flags.FlagValues()
-    flags.DEFINE_enum("suite", "engine", ["engine", "kernels"], "what to measure", flag_values=line)
+    flags.DEFINE_enum("suite", "engine", ["engine", "kernels", "rollout"], "what to measure", flag_values=line)
+    flags.DEFINE_enum("peer", "", ["", "tunix"], "rollout: whose sampler takes turns with ours", flag_values=line)
+    flags.DEFINE_string("peer_env", bench_peer.ENVIRONMENT, "rollout: the peer's environment", flag_values=line)
     flags.DEFINE_integer("repeats", 5, "timed runs of each side", lower_bound=1, flag_values=line)
     flags.DEFINE_list("tpu_estimate", [], f"kernels: chips to count for: {', '.join(chips.CHIPS)}", flag_values=line)
     flags.DEFINE_list("cases", [], "kernels: the cases to measure (default: all)", flag_values=line)
@@ -41,7 +52,7 @@ def main(argv: list[str]) -> int:
     try:
         if len(rest := line(argv)) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}")
-        figures, status = _kernels(line) if line.suite == "kernels" else _engine(line)
+        figures, status = {"kernels": _kernels, "engine": _engine, "rollout": _rollout}[line.suite](line)
     except (ValueError, flags.Error, profile.Unavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,13 +62,28 @@ def main(argv: list[str]) -> int:
 
 
 def _engine(line: flags.FlagValues) -> tuple[Any, int]:
-    _reject(line, "tpu_estimate", "cases", "report", "search")
+    _reject(line, "tpu_estimate", "cases", "report", "search", "peer")
     runtime.split_cpu(2)
     figures = {"engine": bench_engine.run(line.repeats), "token_logprob": bench_logprob.run(line.repeats)}
     return {**figures, "repeats": line.repeats, "versions": runtime.versions()}, 0
 
 
+def _rollout(line: flags.FlagValues) -> tuple[Any, int]:
+    _reject(line, "tpu_estimate", "cases", "report", "search")
+    runtime.split_cpu(2)
+    if not line.peer:
+        return bench_rollout.run(line.repeats, None), 0
+    try:
+        peer = bench_peer.Peer(bench_peer.SCRIPTS / "tunix_rollout.py", environment=line.peer_env)
+    except bench_peer.MissingError as error:
+        print(error, file=sys.stderr)
+        return bench_rollout.run(line.repeats, None), 0
+    with peer:
+        return bench_rollout.run(line.repeats, peer), 0
+
+
 def _kernels(line: flags.FlagValues) -> tuple[Any, int]:
+    _reject(line, "peer")
     if not line.tpu_estimate and placement.platform() == "gpu":
         _reject(line, "report", "search")
         return bench_gpu.run(line.repeats, line.cases, peers=line.peers)

@@ -10,7 +10,8 @@ import zipfile
 
 from house import source, write_build
 
-NEEDS_TRITON = ".triton_source"  # imported only where a GPU kernel is called: the extra `gpu` brings Triton
+# Imported only where a GPU kernel is called (the extra `gpu` brings Triton), and run by an environment of Tunix's own.
+NEEDS_MORE = (".triton_source", ".tunix_rollout")
 # Run by a Python that stands in another folder and finds the unpacked wheel first on its path.
 IMPORT_ALL = """
 import importlib, importlib.metadata, pathlib, sys
@@ -66,7 +67,7 @@ def main() -> None:
         problems += [f"setup.py and launch/ disagree on the command {name}" for name in sorted(declared ^ scripts())]
         if problems:
             raise SystemExit("\n".join(problems))
-        names = [module.name for module in source.modules() if not module.name.endswith(NEEDS_TRITON)]
+        names = [module.name for module in source.modules() if not module.name.endswith(NEEDS_MORE)]
         environment = {**os.environ, "PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-P", "-c", IMPORT_ALL, str(site), *names]
         if subprocess.run(command, cwd=scratch, env=environment, check=False).returncode:
