@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from thinkfirst.kernels.decode_attention import plans, tpu
+from thinkfirst.kernels.decode_attention import tpu
 
 ROWS, HEADS, WIDTH, LAYERS = 16, 4, 256, 2
 SCALE = WIDTH**-0.5
@@ -76,7 +76,7 @@ CASES: dict[str, Callable[[], Case]] = {
 def _moved(slots_read: int) -> int:
     """Bytes of keys and values read and written, and of queries, new tokens and contexts."""
     slot = WIDTH * 2
-    return 2 * (slots_read + ROWS * plans.TILE + ROWS) * slot + 2 * ROWS * HEADS * slot
+    return 2 * (slots_read + ROWS * 16 + ROWS) * slot + 2 * ROWS * HEADS * slot
 
 
 BYTES: dict[str, int] = {

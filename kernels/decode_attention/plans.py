@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-TILE = 16  # slots that are written together
+from thinkfirst.kernels.decode_attention import quantised
+
+TILES = {jnp.dtype(jnp.float32): 16, jnp.dtype(jnp.bfloat16): 16, jnp.dtype(jnp.int8): 32}  # slots written together
+LANES = 128  # that hold the scales of as many slots
 SUBLANES = 8
 STEP_BYTES = 2**21  # of keys (and of values) read in one step; two of each are in VMEM
-STEP_ROWS = 8
+ROWS = 8  # read in one step
 PROMPT_ROWS = 8  # that look at a block of their prompt together
 BLOCK = 512
 WHOLE_BYTES = 2**22  # of queries, which are in VMEM as a whole
@@ -29,6 +32,7 @@ class Plan:
     prompt_block: int
     kv_heads: int
     shared: int
+    precise: bool
     scale: float
     window: int
     soft_cap: float
@@ -36,9 +40,29 @@ class Plan:
     known_length: int | None
 
     @property
+    def per_sheet(self) -> int:
+        """Key/value heads whose query heads fill no more than 8 sublanes together; 1 if one fills more."""
+        fits = [n for n in range(1, self.kv_heads + 1) if self.kv_heads % n == 0 and n * self.shared <= SUBLANES]
+        return max(fits, default=1)
+
+    @property
+    def sheets(self) -> int:
+        """Sets of query heads of a row that are kept in sublane tiles of their own."""
+        return self.kv_heads // self.per_sheet
+
+    @property
     def padded(self) -> int:
-        """Query heads that share a key/value head, rounded up to whole sublane tiles."""
-        return -(-self.shared // SUBLANES) * SUBLANES
+        """Query heads of a sheet, rounded up to whole sublane tiles."""
+        return -(-self.per_sheet * self.shared // SUBLANES) * SUBLANES
+
+    def heads_of(self, sheet: int) -> range:
+        """Its key/value heads."""
+        return range(sheet * self.per_sheet, (sheet + 1) * self.per_sheet)
+
+    def used(self, sheet: int) -> slice:
+        """Its query heads."""
+        each = self.per_sheet * self.shared
+        return slice(sheet * each, (sheet + 1) * each)
 
     @property
     def chunks(self) -> int:
@@ -85,44 +109,57 @@ class Plan:
         return slice(b * self.padded, (b + 1) * self.padded)
 
 
-def problem(query_BNH: jax.Array, cache_LBSKH: jax.Array, tokens: int) -> str:
+def problem(query_BNH: jax.Array, cache: jax.Array | quantised.Quantised, tokens: int) -> str:
     """Why the kernel cannot take these operands; empty if it can."""
-    width, slots = query_BNH.shape[2], cache_LBSKH.shape[2]
-    if cache_LBSKH.dtype not in (jnp.bfloat16, jnp.float32):
-        return f"a cache of {cache_LBSKH.dtype}"
+    values, unit = _values(cache), _unit(cache)
+    width, slots = query_BNH.shape[2], values.shape[2]
+    if values.dtype not in TILES:
+        return f"a cache of {values.dtype}"
     if width % 64:
         return f"heads of width {width}, which is no multiple of 64"
-    if slots % TILE or tokens % TILE:
-        return f"{slots} slots and {tokens} prompt tokens, which must be multiples of {TILE}"
+    if slots % unit or tokens % unit:
+        return f"{slots} slots and {tokens} prompt tokens, which must be multiples of {unit}"
     if query_BNH.size * query_BNH.dtype.itemsize > WHOLE_BYTES:
         return f"queries {query_BNH.shape}, more than {WHOLE_BYTES} bytes"
     return ""
 
 
 def make(
-    query_BNH: jax.Array, cache_LBSKH: jax.Array, *, prompts: int, tokens: int, block: int, **settings: Any
-) -> Plan:
-    """Up to STEP_ROWS rows and blocks of up to `block` slots, together up to STEP_BYTES of keys."""
+    query_BNH: jax.Array, cache: jax.Array | quantised.Quantised, *, prompts: int, tokens: int, block: int,
+    rows: int, **settings: Any,
+) -> Plan:  # fmt: skip
+    """Up to `rows` rows and blocks of up to `block` slots, together up to STEP_BYTES of keys."""
+    values, unit = _values(cache), _unit(cache)
     batch, heads, width = query_BNH.shape
-    slots, kv_heads = cache_LBSKH.shape[2:4]
-    rows = math.gcd(batch, STEP_ROWS)
-    most = STEP_BYTES // (kv_heads * width * cache_LBSKH.dtype.itemsize)
+    slots, kv_heads = values.shape[2:4]
+    rows = math.gcd(batch, rows)
+    most = STEP_BYTES // (kv_heads * width * values.dtype.itemsize)
     while rows > 1 and rows * min(slots, block) > most:
         rows //= 2
     return Plan(
         batch=batch,
         rows=rows,
         slots=slots,
-        block=_divisor(slots, min(block, most // rows)),
+        block=_divisor(slots, min(block, most // rows), unit),
         prompts=prompts,
         tokens=tokens,
-        prompt_block=_divisor(tokens, min(block, most)) if tokens else TILE,
+        prompt_block=_divisor(tokens, min(block, most), unit) if tokens else unit,
         kv_heads=kv_heads,
         shared=heads // kv_heads,
+        precise=jnp.float32 in (query_BNH.dtype, values.dtype),
         **settings,
     )
 
 
-def _divisor(size: int, most: int) -> int:
-    """The largest multiple of TILE, at most `most`, that divides `size`."""
-    return max(block for block in range(TILE, max(most, TILE) + 1, TILE) if size % block == 0)
+def _values(cache: jax.Array | quantised.Quantised) -> jax.Array:
+    return cache.values if isinstance(cache, quantised.Quantised) else cache
+
+
+def _unit(cache: jax.Array | quantised.Quantised) -> int:
+    """What blocks must be multiples of."""
+    return LANES if isinstance(cache, quantised.Quantised) else TILES.get(cache.dtype, 1)
+
+
+def _divisor(size: int, most: int, unit: int) -> int:
+    """The largest multiple of `unit`, at most `most`, that divides `size`."""
+    return max(block for block in range(unit, max(most, unit) + 1, unit) if size % block == 0)

@@ -73,16 +73,15 @@ def test_rings(capfd, shape, position, window, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("position", [[0, 15, 16, 40], [95, 2, 200, 95]])
-def test_blocks_beyond_every_rows_length_are_skipped(capfd, monkeypatch, position):
-    """Three blocks of 32 slots, two rows a step: what no row of the two has reached is NaN, and never looked at."""
-    monkeypatch.setattr(plans, "STEP_ROWS", 2)
+def test_blocks_beyond_every_rows_length_are_skipped(capfd, position):
+    """Three blocks of 32 slots, two rows a step: what a row has not reached is NaN, and never looked at."""
     query, new, ring, layer = _operands(jnp.float32, 4, 4, 1, 64, 96)
     settings = {"scale": 0.2, "window": 0, "soft_cap": 0.0}
-    used = np.repeat(np.minimum(np.max(np.array(position).reshape(2, 2), axis=1), 95) // 32, 2)
+    used = np.minimum(np.array(position), 95) // 32
     beyond = (np.arange(96) // 32)[None, :] > used[:, None]
     unread = tuple(jnp.where(beyond[None, :, :, None, None], jnp.nan, cache) for cache in ring)
     context, written = tpu.append_attention(
-        query, new, unread, layer, jnp.array(position), block=32, interpret=tpu.INTERPRET, **settings
+        query, new, unread, layer, jnp.array(position), block=32, rows=2, interpret=tpu.INTERPRET, **settings
     )
     written = tuple(
         jnp.where(beyond[None, :, :, None, None], old, cache) for old, cache in zip(ring, written, strict=True)
@@ -91,8 +90,8 @@ def test_blocks_beyond_every_rows_length_are_skipped(capfd, monkeypatch, positio
     _assert_same((context, written), expected, capfd)
 
 
-def _check_grouped(capfd, shape, position, length, group, *, tokens, dtype=jnp.float32, **settings):
-    """`group`: the prompt of each row; what no row looks at of the prompts is NaN wherever it is never read."""
+def _check_grouped(capfd, shape, position, length, group, *, tokens, dtype=jnp.float32, cut=None, **settings):
+    """`group`: the prompt of each row; a prompt that no row looks at is NaN.  `cut`: rows and slots read in a step."""
     query, new, own, layer = _operands(dtype, *shape)
     rng = np.random.default_rng(1)
     prompt = tuple(_stack(rng, dtype, len(length), tokens, shape[2], shape[3]) for _ in range(2))
@@ -102,7 +101,9 @@ def _check_grouped(capfd, shape, position, length, group, *, tokens, dtype=jnp.f
     looks = {g for g, p in zip(group, position, strict=True) if p >= 0}
     unused = jnp.array([p not in looks for p in range(len(length))])[None, :, None, None, None]
     unread = tuple(jnp.where(unused, jnp.nan, cache) for cache in prompt)
-    actual = api.grouped(query, new, own, layer, position_B, prompt=unread, backend="tpu_interpret", **settings)
+    how = {"backend": "tpu_interpret"} if cut is None else {"interpret": tpu.INTERPRET, **cut}
+    grouped = api.grouped if cut is None else tpu.grouped
+    actual = grouped(query, new, own, layer, position_B, prompt=unread, **settings, **how)
     expected = reference.grouped(*_float32((query, new, own)), layer, position_B, prompt=_float32(prompt), **settings)
     _assert_same(actual, expected, capfd)
 
@@ -120,11 +121,10 @@ SCATTERED = [3, 1, 3, 3, 0, 1, 3, 3, 3, 1, 3, 3]  # runs of 1, 3, 0 and 8 rows
 @pytest.mark.parametrize("group", [[0] * 4 + [1] * 4 + [2] * 4, [1] * 12, SCATTERED, list(range(12))])
 def test_runs_of_any_length_and_prompts_in_blocks(capfd, monkeypatch, group):
     """Four rows at a time, own caches of two blocks; prompts of three blocks, of which one, none and three are used."""
-    monkeypatch.setattr(plans, "STEP_ROWS", 4)
     monkeypatch.setattr(plans, "PROMPT_ROWS", 4)
-    monkeypatch.setattr(plans, "STEP_BYTES", 32 * 64 * 4)
+    cut = {"block": 32, "rows": 4}
     shape, position = (12, 4, 1, 64, 64), [0, 5, 20, 31, 1, 2, 63, 64, 130, 15, 16, 17]
-    _check_grouped(capfd, shape, position, [20, 0, 96, 33, *range(8)], group, tokens=96)
+    _check_grouped(capfd, shape, position, [20, 0, 96, 33, *range(8)], group, tokens=96, cut=cut)
 
 
 @pytest.mark.slow
