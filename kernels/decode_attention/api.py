@@ -1,7 +1,8 @@
 """Attention of decoding: checks, then the implementation.
 
 `attention` reads a cache that already holds the new token.  `append_attention` and `grouped` write it as well, into one
-layer of a stack of caches, which they give back: donate or carry the stack, or the compiler copies it.
+layer of a stack of caches, which they give back: donate or carry the stack, or the compiler copies it.  Those caches
+may be `quantised.Quantised`, own caches and prompts alike.
 """
 
 from typing import Any, Literal

@@ -13,9 +13,10 @@ TILES = {jnp.dtype(jnp.float32): 16, jnp.dtype(jnp.bfloat16): 16, jnp.dtype(jnp.
 LANES = 128  # that hold the scales of as many slots
 SUBLANES = 8
 STEP_BYTES = 2**21  # of keys (and of values) read in one step; two of each are in VMEM
-ROWS = 8  # read in one step
+LEAST_BYTES = 2**19  # the same, however little room there is
+VMEM_BYTES = 15 * 2**20  # to be stayed within: a v4 has 16 MiB
+ROWS, BLOCK = 16, 256  # read in one step: cuts of other sizes are counted by `cases.VARIANTS`
 PROMPT_ROWS = 8  # that look at a block of their prompt together
-BLOCK = 512
 WHOLE_BYTES = 2**22  # of queries, which are in VMEM as a whole
 
 
@@ -128,27 +129,41 @@ def make(
     query_BNH: jax.Array, cache: jax.Array | quantised.Quantised, *, prompts: int, tokens: int, block: int,
     rows: int, **settings: Any,
 ) -> Plan:  # fmt: skip
-    """Up to `rows` rows and blocks of up to `block` slots, together up to STEP_BYTES of keys."""
+    """Up to `rows` rows and blocks of up to `block` slots, as far as there is room for what is read in a step."""
     values, unit = _values(cache), _unit(cache)
     batch, heads, width = query_BNH.shape
     slots, kv_heads = values.shape[2:4]
-    rows = math.gcd(batch, rows)
-    most = STEP_BYTES // (kv_heads * width * values.dtype.itemsize)
-    while rows > 1 and rows * min(slots, block) > most:
-        rows //= 2
-    return Plan(
+    slot = kv_heads * width * values.dtype.itemsize
+    block = _divisor(slots, min(block, STEP_BYTES // slot), unit)
+    prompt_block = _divisor(tokens, min(tokens, STEP_BYTES // slot), unit) if prompts else unit
+    plan = Plan(
         batch=batch,
-        rows=rows,
+        rows=math.gcd(batch, rows),
         slots=slots,
-        block=_divisor(slots, min(block, most // rows), unit),
+        block=block,
         prompts=prompts,
         tokens=tokens,
-        prompt_block=_divisor(tokens, min(block, most), unit) if tokens else unit,
+        prompt_block=prompt_block,
         kv_heads=kv_heads,
         shared=heads // kv_heads,
         precise=jnp.float32 in (query_BNH.dtype, values.dtype),
         **settings,
     )
+    spare = VMEM_BYTES - _kept(plan, query_BNH) - (4 * prompt_block * slot if prompts else 0)
+    if isinstance(cache, quantised.Quantised):  # scales of new tokens, and a block of a head in float32 and bfloat16
+        spare -= 8 * batch * kv_heads * LANES + 12 * max(block, prompt_block) * width
+    most = max(LEAST_BYTES, min(STEP_BYTES, spare // 4))
+    while plan.rows > 1 and plan.rows * block * slot > most:
+        plan = dataclasses.replace(plan, rows=plan.rows // 2 if plan.rows % 2 == 0 else 1)
+    return plan
+
+
+def _kept(plan: Plan, query_BNH: jax.Array) -> int:
+    """Bytes of VMEM that do not depend on what is read in a step: state, queries, contexts and new tokens."""
+    width = query_BNH.shape[2]
+    state = plan.sheets * plan.held * plan.padded * 4 * (2 * width + 2 * LANES)
+    new = 2 * plan.batch * plan.kv_heads * width * (4 + query_BNH.dtype.itemsize)
+    return state + new + 2 * query_BNH.size * query_BNH.dtype.itemsize
 
 
 def _values(cache: jax.Array | quantised.Quantised) -> jax.Array:

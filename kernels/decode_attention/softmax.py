@@ -28,27 +28,18 @@ class Block:
     scale_ref: Any = None
 
     def scores(self, query: jax.Array, sheet: int, plan: plans.Plan) -> jax.Array:
-        """Products with the sheet's queries, [sublanes, slots]."""
-        score = None
-        for i, k in enumerate(plan.heads_of(sheet)):
-            part = _dot(query, self.values_ref[k], BY_ROWS, plan)
-            if self.scale_ref is not None:
-                part = part * self.scale_ref[pl.ds(k, 1)]
-            score = part if score is None else jnp.where(_belongs(part, i, plan), part, score)
-        return (
-            score * plan.scale if not plan.soft_cap else plan.soft_cap * jnp.tanh(score * (plan.scale / plan.soft_cap))
-        )
+        """Scores of the sheet's queries, [sublanes, slots]."""
+        parts = [self._scaled(_dot(query, self.values_ref[k], BY_ROWS, plan), k) for k in plan.heads_of(sheet)]
+        return _capped(_each_its_own(parts, plan), plan)
 
     def weighted(self, weight: jax.Array, sheet: int, plan: plans.Plan) -> jax.Array:
         """Sums by the sheet's weights, [sublanes, H]."""
-        total = None
-        for i, k in enumerate(plan.heads_of(sheet)):
-            part = weight
-            if self.scale_ref is not None:
-                part = part * self.scale_ref[pl.ds(k, 1)]
-            part = _dot(part, self.values_ref[k], BY_COLUMNS, plan)
-            total = part if total is None else jnp.where(_belongs(part, i, plan), part, total)
-        return total
+        heads = plan.heads_of(sheet)
+        parts = [_dot(self._scaled(weight, k), self.values_ref[k], BY_COLUMNS, plan) for k in heads]
+        return _each_its_own(parts, plan)
+
+    def _scaled(self, x: jax.Array, k: int) -> jax.Array:
+        return x if self.scale_ref is None else x * self.scale_ref[pl.ds(k, 1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +57,8 @@ class Softmax:
             used = plan.used(sheet)
             self.query_ref[sheet, pl.ds(at.start, used.stop - used.start)] = query[used]
             key, value = (_spread(token, sheet, plan) for token in new)
-            score = jnp.sum(self.query_ref[sheet, at] * key, axis=1, keepdims=True) * plan.scale
-            if plan.soft_cap:
-                score = plan.soft_cap * jnp.tanh(score / plan.soft_cap)
-            self.maximum_ref[sheet, at] = score
+            score = jnp.sum(self.query_ref[sheet, at] * key, axis=1, keepdims=True)
+            self.maximum_ref[sheet, at] = _capped(score, plan)
             self.total_ref[sheet, at] = jnp.ones((plan.padded, 1), jnp.float32)
             self.weighted_ref[sheet, at] = jnp.broadcast_to(value, (plan.padded, value.shape[1]))
 
@@ -116,19 +105,26 @@ def _dot(left: jax.Array, right: jax.Array, dimensions: Any, plan: plans.Plan) -
     return jax.lax.dot_general(left, right, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _belongs(x: jax.Array, i: int, plan: plans.Plan) -> jax.Array:
-    """Which sublanes hold query heads of the i-th key/value head of a sheet."""
-    head = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) & (plan.padded - 1)
-    return (head >= i * plan.shared) & (head < (i + 1) * plan.shared)
+def _capped(score: jax.Array, plan: plans.Plan) -> jax.Array:
+    score = score * plan.scale
+    return plan.soft_cap * jnp.tanh(score / plan.soft_cap) if plan.soft_cap else score
+
+
+def _each_its_own(parts: Sequence[jax.Array], plan: plans.Plan) -> jax.Array:
+    """For each query head of a sheet, its row of the part that belongs to its key/value head."""
+    found = parts[0]
+    for i, part in enumerate(parts[1:], start=1):
+        head = jax.lax.broadcasted_iota(jnp.int32, part.shape, 0) & (plan.padded - 1)
+        found = jnp.where(head >= i * plan.shared, part, found)
+    return found
 
 
 def _spread(token: Callable[[int], jax.Array], sheet: int, plan: plans.Plan) -> jax.Array:
     """For each query head of a sheet, the new key or value it looks at; one row where all look at the same."""
-    first, *others = (token(k) for k in plan.heads_of(sheet))
-    for i, other in enumerate(others, start=1):
-        whole = jnp.broadcast_to(other, (plan.padded, other.shape[1]))
-        first = jnp.where(_belongs(whole, i, plan), whole, first)
-    return first
+    tokens = [token(k) for k in plan.heads_of(sheet)]
+    if len(tokens) == 1:
+        return tokens[0]
+    return _each_its_own([jnp.broadcast_to(x, (plan.padded, x.shape[1])) for x in tokens], plan)
 
 
 def _stacked(ref: Any, sheet: int, places: Sequence[Any]) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ class Data:
     length: Any
 
     @classmethod
-    def of(cls, refs: tuple[Any, ...], plan: plans.Plan) -> "Data":
+    def of(cls, refs: Sequence[Any], plan: plans.Plan) -> "Data":
         """From the refs, or from what is known of them when compiling: then the rows' prompts are in order."""
         if plan.known_position is None:
             layer, position, *of_prompts = refs

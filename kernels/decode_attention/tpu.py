@@ -7,17 +7,18 @@ feeds the matrix unit as it lies, and new tokens as [K, B, H], as a projection l
 are bitcasts: the compiler gives a cache that is carried through a loop the kernel's layout.  Only one that enters or
 leaves a program is copied, once, and not if K = 1.
 
-The grid has one axis, walked in order: first all rows' own caches, then the prompts.
+The grid has one axis, walked in order: first all rows' own caches, a chunk of up to 16 rows at a time, then prompts.
 
   operand                        block                                  at
   query, context, new key/value  whole, in VMEM
-  own key and value              [rows, K, block, H] of [L,B,K,S,H]     layer, chunk of rows, s up to the last in use
+  own key and value              [rows, K, block, H] of [L,B,K,S,H]     layer, chunk of rows, s; copied by hand
   prompt key and value           [K, prompt block, H] of [L,P,K,T,H]    layer, p, t up to the last in use
 
-A block beyond the last one in use is neither read (its index does not change) nor looked at, and so is a prompt that no
-row looks at.  Kept in VMEM, of a chunk or, if prompts follow, of all rows: the queries in float32, and the softmax so
-far (`softmax`).  It starts from the new token itself, so it is never empty, and the token's slot, which may hold a
-position that the window has left behind, is masked.
+Own blocks are copied row by row (`transfers`), each row as far as it has come, those of the next step while these are
+looked at.  Of a prompt, blocks beyond its length are not read (the index does not change), and nothing if no row looks
+at it.  Kept in VMEM, of a chunk or, if prompts follow, of all rows: the queries in float32, and the softmax so far
+(`softmax`).  It starts from the new token itself, so it is never empty, and the token's slot, which may hold a position
+that the window has left behind, is masked.
 
 Prompts: any row may look at any of them.  Rows are put in the order of their prompts outside (`groups`).  At a block of
 a prompt, the rows that look at it are taken up 8 at a time, wherever they stand in VMEM, go through the matrix unit
@@ -27,6 +28,9 @@ the combination by log-sum-exp.
 
 Writing: a slot is narrower than what memory can address, so the 16 slots around it are taken from the block at hand,
 merged with the new token and sent back by a transfer that is waited for one chunk later.  Nothing else is written.
+
+8-bit caches (`quantised`) are two arrays each, integers and scales [L, B, K, S].  Scores and weights are multiplied by
+the scales, not keys and values; the new token is rounded here, and looked at as it will be read.
 """
 
 import dataclasses
@@ -81,8 +85,8 @@ def _start(
     for b in range(plan.rows):
         row = step.row + b
         at = running.place(_kept(step, plan) + b, plan)
-        new = tuple(functools.partial(cache.token, row=row) for cache in caches)
-        softmax.start(at, query_ref[row].astype(jnp.float32), new, plan)
+        key, value = (functools.partial(cache.token, row=row) for cache in caches)
+        softmax.start(at, query_ref[row].astype(jnp.float32), (key, value), plan)
 
 
 def _kept(step: steps.Step, plan: plans.Plan) -> Any:
@@ -198,7 +202,7 @@ def _attend_to_own(
 def _kernel(*refs: Any, plan: plans.Plan, arrays: int) -> None:
     """`arrays`: 1 for keys and 1 for values, or 2 and 2 where they have scales."""
     sizes = (plan.prefetched, 3, 2 * arrays, 2 * arrays if plan.prompts else 0, 1, *[2 * arrays] * 4, 2, 4)
-    prefetched, operands, _, prompt, context, own, new, buffers, tiles, semaphores, state = _split(refs, sizes)
+    prefetched, operands, _given, prompt, context, own, new, buffers, tiles, semaphores, state = _split(refs, sizes)
     query_ref, *fresh_refs = operands
     data, softmax = steps.Data.of(prefetched, plan), running.Softmax(*state)
     readers = [transfers.Reader(own[i], buffers[i], semaphores[0].at[i]) for i in range(len(own))]
