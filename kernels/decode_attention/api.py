@@ -1,7 +1,8 @@
 """Attention of decoding: checks, then the implementation.
 
 `attention` reads a cache that already holds the new token.  `append_attention` and `grouped` write it as well, into one
-layer of a stack of caches, which they give back: donate or carry the stack, or the compiler copies it.
+layer of a stack of caches, which they give back: donate or carry the stack, or the compiler copies it.  Those caches
+may be `quantised.Quantised`, own caches and prompts alike.
 """
 
 from typing import Any, Literal
@@ -46,7 +47,7 @@ def append_attention(
     backend: Backend = "auto",
 ) -> tuple[Float[Array, "B N H"], reference.Pair]:
     """One token per row, its (key, value) in `new`, against its ring in one layer: context, and rings that hold it."""
-    _check(query_BNH, ring[0].shape[3], window, soft_cap)
+    _check(query_BNH, new[0].shape[1], window, soft_cap)
     settings: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap}
     if placement.takes_triton(backend, supported=gpu.supports(query_BNH, ring[0])):
         return gpu.append_attention(query_BNH, new, ring, layer, position_B, **settings)
@@ -63,7 +64,7 @@ def grouped(
     layer: Int[Array, ""],
     position_B: Int[Array, "B"],
     *,
-    prompt: tuple[Float[Array, "L P T K H"], Float[Array, "L P T K H"]],
+    prompt: reference.PromptPair,
     length_P: Int[Array, "P"],
     group_B: Int[Array, "B"],
     scale: float,
@@ -76,12 +77,12 @@ def grouped(
     Rows may share prompts in any order, and a prompt that no row looks at is not read.  A row at position -1 is idle:
     its context is finite and means nothing, and slot 0 of its own cache is written.
     """
-    _check(query_BNH, own[0].shape[3], window, soft_cap)
+    _check(query_BNH, new[0].shape[1], window, soft_cap)
     settings: dict[str, Any] = {"prompt": prompt, "length_P": length_P, "group_B": group_B, "scale": scale}
     settings |= {"window": window, "soft_cap": soft_cap}
     if placement.takes_triton(backend, supported=gpu.supports(query_BNH, own[0])):
         return gpu.grouped(query_BNH, new, own, layer, position_B, **settings)
-    interpret = _chosen(backend, plans.problem(query_BNH, own[0], prompt[0].shape[2]))
+    interpret = _chosen(backend, plans.problem(query_BNH, own[0], jax.tree.leaves(prompt)[0].shape[2]))
     if interpret is None:
         return reference.grouped(query_BNH, new, own, layer, position_B, **settings)
     return tpu.grouped(query_BNH, new, own, layer, position_B, interpret=interpret, **settings)

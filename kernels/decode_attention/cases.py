@@ -1,8 +1,7 @@
 """Operands of the cases whose cost is estimated: one layer of Gemma 3 1B (4 query heads, 1 key/value of 256), bf16.
 
-The estimate reads prefetched data as zeros, so lengths are given when compiling, and it knows no price for a block that
-is strided over rows, so `full_decode` reads all the slots of a row at once.  A caller gets blocks of 512 slots and
-reads only those in use.  The caches are donated, or a copy of them would be part of what is measured.
+The estimate reads prefetched data as zeros, so lengths are given when compiling.  The caches are donated, or a copy of
+them would be part of what is measured.
 """
 
 import functools
@@ -12,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from thinkfirst.kernels.decode_attention import plans, tpu
+from thinkfirst.kernels.decode_attention import tpu
 
 ROWS, HEADS, WIDTH, LAYERS = 16, 4, 256, 2
 SCALE = WIDTH**-0.5
@@ -37,19 +36,19 @@ def _donating(function: Callable) -> Callable:
     return jax.jit(function, donate_argnums=2)
 
 
-def ring_decode() -> Case:
+def ring_decode(**cut: int) -> Case:
     """A local layer: 16 sequences, window 512, full."""
-    function = functools.partial(tpu.append_attention, scale=SCALE, window=512, soft_cap=0.0, known_position=511)
-    return _donating(function), _operands(512)
+    settings: dict[str, Any] = {"scale": SCALE, "window": 512, "soft_cap": 0.0, "known_position": 511, **cut}
+    return _donating(functools.partial(tpu.append_attention, **settings)), _operands(512)
 
 
-def full_decode() -> Case:
+def full_decode(**cut: int) -> Case:
     """A global layer: 16 sequences of 1,024 tokens."""
-    settings: dict[str, Any] = {"window": 0, "soft_cap": 0.0, "known_position": 1023, "block": 1024}
-    return _donating(functools.partial(tpu.append_attention, scale=SCALE, **settings)), _operands(1024)
+    settings: dict[str, Any] = {"scale": SCALE, "window": 0, "soft_cap": 0.0, "known_position": 1023, **cut}
+    return _donating(functools.partial(tpu.append_attention, **settings)), _operands(1024)
 
 
-def full_decode_group() -> Case:
+def full_decode_group(**cut: int) -> Case:
     """The same tokens, 512 of them the prompts of two groups of 8.
 
     Which rows share a prompt is data, which the estimate reads as zeros.  So the kernel is told when compiling that the
@@ -58,25 +57,33 @@ def full_decode_group() -> Case:
     prompt = _bf16(LAYERS, 2, 512, 1, WIDTH)
 
     def function(query: Any, new: Any, own: Any, place: Any, shared: Any) -> Any:
-        settings: dict[str, Any] = {"scale": SCALE, "window": 0, "soft_cap": 0.0, "known": (511, 512)}
-        group = jnp.arange(ROWS) // 8
-        return tpu.grouped(query, new, own, *place, prompt=shared[0], length_P=shared[1], group_B=group, **settings)
+        settings: dict[str, Any] = {"scale": SCALE, "window": 0, "soft_cap": 0.0, "known": (511, 512), **cut}
+        settings |= {"prompt": shared[0], "length_P": shared[1], "group_B": jnp.arange(ROWS) // 8}
+        return tpu.grouped(query, new, own, *place, **settings)
 
     *operands, layer, position = _operands(512)
     return _donating(function), (*operands, (layer, position), ((prompt, prompt), _int32(2)))
 
 
-CASES: dict[str, Callable[[], Case]] = {
+CASES: dict[str, Callable[..., Case]] = {
     "ring_decode": ring_decode,
     "full_decode": full_decode,
     "full_decode_group": full_decode_group,
+}
+
+_CUTS = {
+    f"{rows} rows, {block} slots": {"rows": rows, "block": block} for rows in (4, 8, 16) for block in (128, 256, 512)
+}
+
+VARIANTS: dict[str, dict[str, Callable[[], Case]]] = {
+    name: {cut: functools.partial(case, **sizes) for cut, sizes in _CUTS.items()} for name, case in CASES.items()
 }
 
 
 def _moved(slots_read: int) -> int:
     """Bytes of keys and values read and written, and of queries, new tokens and contexts."""
     slot = WIDTH * 2
-    return 2 * (slots_read + ROWS * plans.TILE + ROWS) * slot + 2 * ROWS * HEADS * slot
+    return 2 * (slots_read + ROWS * 16 + ROWS) * slot + 2 * ROWS * HEADS * slot
 
 
 BYTES: dict[str, int] = {

@@ -7,12 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-TILE = 16  # slots that are written together
+from thinkfirst.kernels.decode_attention import quantised
+
+TILES = {jnp.dtype(jnp.float32): 16, jnp.dtype(jnp.bfloat16): 16, jnp.dtype(jnp.int8): 32}  # slots written together
+LANES = 128  # that hold the scales of as many slots
 SUBLANES = 8
 STEP_BYTES = 2**21  # of keys (and of values) read in one step; two of each are in VMEM
-STEP_ROWS = 8
+LEAST_BYTES = 2**19  # the same, however little room there is
+VMEM_BYTES = 15 * 2**20  # to be stayed within: a v4 has 16 MiB
+ROWS, BLOCK = 16, 256  # read in one step: cuts of other sizes are counted by `cases.VARIANTS`
 PROMPT_ROWS = 8  # that look at a block of their prompt together
-BLOCK = 512
 WHOLE_BYTES = 2**22  # of queries, which are in VMEM as a whole
 
 
@@ -29,6 +33,7 @@ class Plan:
     prompt_block: int
     kv_heads: int
     shared: int
+    precise: bool
     scale: float
     window: int
     soft_cap: float
@@ -36,9 +41,29 @@ class Plan:
     known_length: int | None
 
     @property
+    def per_sheet(self) -> int:
+        """Key/value heads whose query heads fill no more than 8 sublanes together; 1 if one fills more."""
+        fits = [n for n in range(1, self.kv_heads + 1) if self.kv_heads % n == 0 and n * self.shared <= SUBLANES]
+        return max(fits, default=1)
+
+    @property
+    def sheets(self) -> int:
+        """Sets of query heads of a row that are kept in sublane tiles of their own."""
+        return self.kv_heads // self.per_sheet
+
+    @property
     def padded(self) -> int:
-        """Query heads that share a key/value head, rounded up to whole sublane tiles."""
-        return -(-self.shared // SUBLANES) * SUBLANES
+        """Query heads of a sheet, rounded up to whole sublane tiles."""
+        return -(-self.per_sheet * self.shared // SUBLANES) * SUBLANES
+
+    def heads_of(self, sheet: int) -> range:
+        """Its key/value heads."""
+        return range(sheet * self.per_sheet, (sheet + 1) * self.per_sheet)
+
+    def used(self, sheet: int) -> slice:
+        """Its query heads."""
+        each = self.per_sheet * self.shared
+        return slice(sheet * each, (sheet + 1) * each)
 
     @property
     def chunks(self) -> int:
@@ -85,44 +110,71 @@ class Plan:
         return slice(b * self.padded, (b + 1) * self.padded)
 
 
-def problem(query_BNH: jax.Array, cache_LBSKH: jax.Array, tokens: int) -> str:
+def problem(query_BNH: jax.Array, cache: jax.Array | quantised.Quantised, tokens: int) -> str:
     """Why the kernel cannot take these operands; empty if it can."""
-    width, slots = query_BNH.shape[2], cache_LBSKH.shape[2]
-    if cache_LBSKH.dtype not in (jnp.bfloat16, jnp.float32):
-        return f"a cache of {cache_LBSKH.dtype}"
+    values, unit = _values(cache), _unit(cache)
+    width, slots = query_BNH.shape[2], values.shape[2]
+    if values.dtype not in TILES:
+        return f"a cache of {values.dtype}"
     if width % 64:
         return f"heads of width {width}, which is no multiple of 64"
-    if slots % TILE or tokens % TILE:
-        return f"{slots} slots and {tokens} prompt tokens, which must be multiples of {TILE}"
+    if slots % unit or tokens % unit:
+        return f"{slots} slots and {tokens} prompt tokens, which must be multiples of {unit}"
     if query_BNH.size * query_BNH.dtype.itemsize > WHOLE_BYTES:
         return f"queries {query_BNH.shape}, more than {WHOLE_BYTES} bytes"
     return ""
 
 
 def make(
-    query_BNH: jax.Array, cache_LBSKH: jax.Array, *, prompts: int, tokens: int, block: int, **settings: Any
-) -> Plan:
-    """Up to STEP_ROWS rows and blocks of up to `block` slots, together up to STEP_BYTES of keys."""
+    query_BNH: jax.Array, cache: jax.Array | quantised.Quantised, *, prompts: int, tokens: int, block: int,
+    rows: int, **settings: Any,
+) -> Plan:  # fmt: skip
+    """Up to `rows` rows and blocks of up to `block` slots, as far as there is room for what is read in a step."""
+    values, unit = _values(cache), _unit(cache)
     batch, heads, width = query_BNH.shape
-    slots, kv_heads = cache_LBSKH.shape[2:4]
-    rows = math.gcd(batch, STEP_ROWS)
-    most = STEP_BYTES // (kv_heads * width * cache_LBSKH.dtype.itemsize)
-    while rows > 1 and rows * min(slots, block) > most:
-        rows //= 2
-    return Plan(
+    slots, kv_heads = values.shape[2:4]
+    slot = kv_heads * width * values.dtype.itemsize
+    block = _divisor(slots, min(block, STEP_BYTES // slot), unit)
+    prompt_block = _divisor(tokens, min(tokens, STEP_BYTES // slot), unit) if prompts else unit
+    plan = Plan(
         batch=batch,
-        rows=rows,
+        rows=math.gcd(batch, rows),
         slots=slots,
-        block=_divisor(slots, min(block, most // rows)),
+        block=block,
         prompts=prompts,
         tokens=tokens,
-        prompt_block=_divisor(tokens, min(block, most)) if tokens else TILE,
+        prompt_block=prompt_block,
         kv_heads=kv_heads,
         shared=heads // kv_heads,
+        precise=jnp.float32 in (query_BNH.dtype, values.dtype),
         **settings,
     )
+    spare = VMEM_BYTES - _kept(plan, query_BNH) - (4 * prompt_block * slot if prompts else 0)
+    if isinstance(cache, quantised.Quantised):  # scales of new tokens, and a block of a head in float32 and bfloat16
+        spare -= 8 * batch * kv_heads * LANES + 12 * max(block, prompt_block) * width
+    most = max(LEAST_BYTES, min(STEP_BYTES, spare // 4))
+    while plan.rows > 1 and plan.rows * block * slot > most:
+        plan = dataclasses.replace(plan, rows=plan.rows // 2 if plan.rows % 2 == 0 else 1)
+    return plan
 
 
-def _divisor(size: int, most: int) -> int:
-    """The largest multiple of TILE, at most `most`, that divides `size`."""
-    return max(block for block in range(TILE, max(most, TILE) + 1, TILE) if size % block == 0)
+def _kept(plan: Plan, query_BNH: jax.Array) -> int:
+    """Bytes of VMEM that do not depend on what is read in a step: state, queries, contexts and new tokens."""
+    width = query_BNH.shape[2]
+    state = plan.sheets * plan.held * plan.padded * 4 * (2 * width + 2 * LANES)
+    new = 2 * plan.batch * plan.kv_heads * width * (4 + query_BNH.dtype.itemsize)
+    return state + new + 2 * query_BNH.size * query_BNH.dtype.itemsize
+
+
+def _values(cache: jax.Array | quantised.Quantised) -> jax.Array:
+    return cache.values if isinstance(cache, quantised.Quantised) else cache
+
+
+def _unit(cache: jax.Array | quantised.Quantised) -> int:
+    """What blocks must be multiples of."""
+    return LANES if isinstance(cache, quantised.Quantised) else TILES.get(cache.dtype, 1)
+
+
+def _divisor(size: int, most: int, unit: int) -> int:
+    """The largest multiple of `unit`, at most `most`, that divides `size`."""
+    return max(block for block in range(unit, max(most, unit) + 1, unit) if size % block == 0)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from thinkfirst.kernels.decode_attention import quantised
+
 MASKED = -1e30
 
 
@@ -48,7 +50,10 @@ def attention(
     return context.reshape(query_BNH.shape)
 
 
-Pair = tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]]
+Cache = Float[Array, "L B S K H"] | quantised.Quantised
+Pair = tuple[Cache, Cache]
+PromptCache = Float[Array, "L P T K H"] | quantised.Quantised
+PromptPair = tuple[PromptCache, PromptCache]
 
 
 def written(
@@ -58,9 +63,28 @@ def written(
     position_B: Int[Array, "B"],
 ) -> Pair:
     """The stacked caches with each row's new key and value at its position's slot of one layer."""
-    row_B, slot_B = jnp.arange(position_B.shape[0]), jnp.mod(position_B, stacks[0].shape[2])
-    key_LBSKH, value_LBSKH = (stack.at[layer, row_B, slot_B].set(x) for stack, x in zip(stacks, new, strict=True))
-    return key_LBSKH, value_LBSKH
+    key, value = (_with(stack, x, layer, position_B) for stack, x in zip(stacks, new, strict=True))
+    return key, value
+
+
+def _with(stack: Cache, new_BKH: Float[Array, "B K H"], layer: Int[Array, ""], position_B: Int[Array, "B"]) -> Cache:
+    coded = quantised.quantised(new_BKH) if isinstance(stack, quantised.Quantised) else new_BKH
+    row_B = jnp.arange(position_B.shape[0])
+    put = lambda old, x: old.at[layer, row_B, jnp.mod(position_B, old.shape[2])].set(x)  # noqa: E731
+    return jax.tree.map(put, stack, coded)
+
+
+def _picked(
+    stack: Float[Array, "L _ _ K H"] | quantised.Quantised,
+    layer: Int[Array, ""],
+    dtype: jnp.dtype,
+    rows: Int[Array, "_"] | None = None,
+) -> Float[Array, "_ _ K H"]:
+    """One layer of a stack, or some of its rows, as numbers."""
+    one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, axis=0, keepdims=False), stack)
+    if rows is not None:
+        one = jax.tree.map(lambda x: x[rows], one)
+    return quantised.restored(one, dtype) if isinstance(one, quantised.Quantised) else one
 
 
 def append_attention(
@@ -80,7 +104,7 @@ def append_attention(
     """
     position_B = jnp.maximum(position_B, 0)
     ring = written(new, ring, layer, position_B)
-    key_BSKH, value_BSKH = (jax.lax.dynamic_index_in_dim(stack, layer, axis=0, keepdims=False) for stack in ring)
+    key_BSKH, value_BSKH = (_picked(stack, layer, query_BNH.dtype) for stack in ring)
     context_BNH = attention(query_BNH, key_BSKH, value_BSKH, position_B, scale=scale, window=window, soft_cap=soft_cap)
     return context_BNH, ring
 
@@ -92,7 +116,7 @@ def grouped(
     layer: Int[Array, ""],
     position_B: Int[Array, "B"],
     *,
-    prompt: tuple[Float[Array, "L P T K H"], Float[Array, "L P T K H"]],
+    prompt: PromptPair,
     length_P: Int[Array, "P"],
     group_B: Int[Array, "B"],
     scale: float,
@@ -107,9 +131,8 @@ def grouped(
     length_B = jnp.where(position_B < 0, 0, length_P[group_B])
     position_B = jnp.maximum(position_B, 0)
     own = written(new, own, layer, position_B)
-    pick = lambda stack: jax.lax.dynamic_index_in_dim(stack, layer, axis=0, keepdims=False)  # noqa: E731
-    own_key, own_value = (pick(stack) for stack in own)
-    prompt_key, prompt_value = (pick(stack)[group_B] for stack in prompt)
+    own_key, own_value = (_picked(stack, layer, query_BNH.dtype) for stack in own)
+    prompt_key, prompt_value = (_picked(stack, layer, query_BNH.dtype, group_B) for stack in prompt)
     batch, heads, width = query_BNH.shape
     tokens, groups = prompt_key.shape[1:3]
     query = query_BNH.reshape(batch, groups, heads // groups, width)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ class Data:
     length: Any
 
     @classmethod
-    def of(cls, refs: tuple[Any, ...], plan: plans.Plan) -> "Data":
+    def of(cls, refs: Sequence[Any], plan: plans.Plan) -> "Data":
         """From the refs, or from what is known of them when compiling: then the rows' prompts are in order."""
         if plan.known_position is None:
             layer, position, *of_prompts = refs
@@ -56,19 +57,16 @@ class Data:
 
 
 class Step:
-    """A step of the grid; `of_own` and `of_prompt` tell whether a block is to be looked at, and of what."""
+    """A step of the grid; `of_own` and `of_prompt` tell whether there is a block to be looked at, and of what."""
 
     def __init__(self, place: Any, data: Data, plan: plans.Plan) -> None:
-        own = jnp.minimum(place, plan.own_steps - 1)
-        self.chunk = jax.lax.div(own, plan.own_blocks)
-        self.block = own - self.chunk * plan.own_blocks
+        self.own = jnp.minimum(place, plan.own_steps - 1)
+        self.turn = jax.lax.rem(self.own, 2)
+        self.chunk = jax.lax.div(self.own, plan.own_blocks)
+        self.block = self.own - self.chunk * plan.own_blocks
         self.row = self.chunk * plan.rows
-        self.last_block: Any = 0
-        if plan.own_blocks > 1:
-            newest = functools.reduce(jnp.maximum, [data.position[self.row + b] for b in range(plan.rows)])
-            self.last_block = jax.lax.div(jnp.minimum(newest, plan.slots - 1), plan.block)
-        self.of_own = (place < plan.own_steps) & (self.block <= self.last_block)
-        self.ends_own = (place < plan.own_steps) & (self.block == plan.own_blocks - 1)
+        self.in_own = place < plan.own_steps
+        self._last = lambda b: _last_block(data.position[self.row + b], plan)
         if plan.prompts:
             after = jnp.maximum(place - plan.own_steps, 0)
             self.prompt = jax.lax.div(after, plan.prompt_blocks)
@@ -79,15 +77,21 @@ class Step:
             self.of_prompt = (place >= plan.own_steps) & in_use
             self.ends_prompt = (self.tokens + 1) * plan.prompt_block >= self.length
 
+    def reads(self, b: int) -> jax.Array:
+        """Whether row b of the chunk has come as far as the block."""
+        return self.block <= self._last(b)
 
-def own_block(place: jax.Array, *refs: Any, plan: plans.Plan) -> Any:
-    """Index of the block of the rows' own caches; beyond the last one in use it stays where it is."""
-    data = Data.of(refs, plan)
-    step = Step(place, data, plan)
-    return data.layer[0], step.chunk, 0, jnp.minimum(step.block, step.last_block), 0
+    def of_own(self, plan: plans.Plan) -> jax.Array:
+        """Whether any row of the chunk has."""
+        return self.in_own & (self.block <= functools.reduce(jnp.maximum, map(self._last, range(plan.rows))))
 
 
-def prompt_block(place: jax.Array, *refs: Any, plan: plans.Plan) -> Any:
+def _last_block(position: jax.Array, plan: plans.Plan) -> Any:
+    """The last block in use of a row at `position`."""
+    return jax.lax.div(jnp.minimum(position, plan.slots - 1), plan.block)
+
+
+def prompt_block(place: jax.Array, *refs: Any, plan: plans.Plan, ndim: int) -> Any:
     """Index of the block of a prompt; at a prompt that no row looks at it stays where it is."""
     data = Data.of(refs, plan)
     step = Step(place, data, plan)
@@ -97,4 +101,4 @@ def prompt_block(place: jax.Array, *refs: Any, plan: plans.Plan) -> Any:
         prompt = jnp.minimum(data.group[row], plan.prompts - 1)
     last = jax.lax.div(jnp.maximum(data.length[prompt] - 1, 0), plan.prompt_block)
     tokens = jnp.where(step.begin < step.end, jnp.minimum(step.tokens, last), jnp.where(step.end > 0, last, 0))
-    return data.layer[0], prompt, 0, tokens, 0
+    return (data.layer[0], prompt, 0, tokens, 0)[:ndim]

@@ -7,17 +7,18 @@ feeds the matrix unit as it lies, and new tokens as [K, B, H], as a projection l
 are bitcasts: the compiler gives a cache that is carried through a loop the kernel's layout.  Only one that enters or
 leaves a program is copied, once, and not if K = 1.
 
-The grid has one axis, walked in order: first all rows' own caches, then the prompts.
+The grid has one axis, walked in order: first all rows' own caches, a chunk of up to 16 rows at a time, then prompts.
 
   operand                        block                                  at
   query, context, new key/value  whole, in VMEM
-  own key and value              [rows, K, block, H] of [L,B,K,S,H]     layer, chunk of rows, s up to the last in use
+  own key and value              [rows, K, block, H] of [L,B,K,S,H]     layer, chunk of rows, s; copied by hand
   prompt key and value           [K, prompt block, H] of [L,P,K,T,H]    layer, p, t up to the last in use
 
-A block beyond the last one in use is neither read (its index does not change) nor looked at, and so is a prompt that no
-row looks at.  Kept in VMEM, of a chunk or, if prompts follow, of all rows: the queries in float32, and the softmax so
-far (`softmax`).  It starts from the new token itself, so it is never empty, and the token's slot, which may hold a
-position that the window has left behind, is masked.
+Own blocks are copied row by row (`transfers`), each row as far as it has come, those of the next step while these are
+looked at.  Of a prompt, blocks beyond its length are not read (the index does not change), and nothing if no row looks
+at it.  Kept in VMEM, of a chunk or, if prompts follow, of all rows: the queries in float32, and the softmax so far
+(`softmax`).  It starts from the new token itself, so it is never empty, and the token's slot, which may hold a position
+that the window has left behind, is masked.
 
 Prompts: any row may look at any of them.  Rows are put in the order of their prompts outside (`groups`).  At a block of
 a prompt, the rows that look at it are taken up 8 at a time, wherever they stand in VMEM, go through the matrix unit
@@ -27,9 +28,16 @@ the combination by log-sum-exp.
 
 Writing: a slot is narrower than what memory can address, so the 16 slots around it are taken from the block at hand,
 merged with the new token and sent back by a transfer that is waited for one chunk later.  Nothing else is written.
+
+8-bit caches (`quantised`) are two arrays each, integers and scales [L, B, K, S].  Scores and weights are multiplied by
+the scales, not keys and values; the new token is rounded here, and looked at as it will be read.
 """
 
+import dataclasses
 import functools
+import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,23 +46,47 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from thinkfirst.kernels.decode_attention import groups, plans, reference, steps, writing
+from thinkfirst.kernels.decode_attention import groups, plans, quantised, reference, steps, transfers
 from thinkfirst.kernels.decode_attention import softmax as running
 
 VMEM_BYTES = 64 * 2**20
 INTERPRET = pltpu.InterpretParams(detect_races=True)  # fills memory with NaN, prints any race
 
 
-def _start(softmax: running.Softmax, step: steps.Step, operands: tuple[Any, ...], plan: plans.Plan) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Cache:
+    """Keys or values: what moves each of its arrays, and the new tokens, in VMEM."""
+
+    readers: tuple[transfers.Reader, ...]
+    writers: tuple[transfers.Writer, ...]
+
+    def take(self, fresh_ref: Any) -> None:
+        """Puts down the new tokens in float32, whose rows can be addressed one by one."""
+        fresh = fresh_ref[...].astype(jnp.float32)
+        if len(self.writers) == 1:
+            self.writers[0].new_ref[...] = fresh
+        else:
+            values, scale = quantised.rounded(fresh)
+            self.writers[0].new_ref[...], self.writers[1].new_ref[...] = values, scale[..., None]
+
+    def token(self, k: int, row: Any) -> jax.Array:
+        """The new token of a row, as it will be read from the cache, [1, H]."""
+        return math.prod(writer.new_ref[k, pl.ds(row, 1)] for writer in self.writers)
+
+    def block(self, turn: Any, b: int) -> running.Block:
+        """What was read for row b of the chunk."""
+        return running.Block(*(reader.buffer_ref.at[turn, b] for reader in self.readers))
+
+
+def _start(
+    softmax: running.Softmax, step: steps.Step, query_ref: Any, caches: tuple[_Cache, ...], plan: plans.Plan
+) -> None:
     """The softmax over the new token alone, for the rows of a chunk."""
-    query_ref, *new_refs = operands
     for b in range(plan.rows):
+        row = step.row + b
         at = running.place(_kept(step, plan) + b, plan)
-        query = query_ref[step.row + b].astype(jnp.float32)
-        for k in range(plan.kv_heads):
-            softmax.query_ref[k, pl.ds(at.start, plan.shared)] = query[k * plan.shared : (k + 1) * plan.shared]
-            key, value = (ref[k, pl.ds(step.row + b, 1)] for ref in new_refs)
-            softmax.start(k, at, (key, value), plan)
+        key, value = (functools.partial(cache.token, row=row) for cache in caches)
+        softmax.start(at, query_ref[row].astype(jnp.float32), (key, value), plan)
 
 
 def _kept(step: steps.Step, plan: plans.Plan) -> Any:
@@ -72,22 +104,21 @@ def _seen(position: jax.Array, block: jax.Array, plan: plans.Plan) -> jax.Array:
 
 
 def _extend_by_own(
-    softmax: running.Softmax, step: steps.Step, data: steps.Data, blocks: tuple[Any, ...], plan: plans.Plan
+    softmax: running.Softmax, step: steps.Step, data: steps.Data, caches: tuple[_Cache, ...], plan: plans.Plan
 ) -> None:
     """Every row of the chunk against a block of its own cache."""
-    key_ref, value_ref = blocks
-    rows = range(plan.rows)
+    keys, values = ([cache.block(step.turn, b) for b in range(plan.rows)] for cache in caches)
     chunk = [running.place(_kept(step, plan), plan, count=plan.rows)]
-    seen = jnp.concatenate([_seen(data.position[step.row + b], step.block, plan) for b in rows])
-    for k in range(plan.kv_heads):
-        query = softmax.queries(k, chunk)
-        score = jnp.concatenate([running.dot(query[plan.stacked(b)], key_ref[b, k], running.BY_ROWS) for b in rows])
+    seen = jnp.concatenate([_seen(data.position[step.row + b], step.block, plan) for b in range(plan.rows)])
+    for sheet in range(plan.sheets):
+        query = softmax.queries(sheet, chunk)
+        score = [key.scores(query[plan.stacked(b)], sheet, plan) for b, key in enumerate(keys)]
 
-        def weigh(weight: jax.Array, k: int = k) -> jax.Array:
-            parts = [running.dot(weight[plan.stacked(b)], value_ref[b, k], running.BY_COLUMNS) for b in rows]
+        def weigh(weight: jax.Array, sheet: int = sheet) -> jax.Array:
+            parts = [value.weighted(weight[plan.stacked(b)], sheet, plan) for b, value in enumerate(values)]
             return jnp.concatenate(parts)
 
-        softmax.extend(k, chunk, (running.capped(score, plan), seen), weigh)
+        softmax.extend(sheet, chunk, (jnp.concatenate(score), seen), weigh)
 
 
 def _in_prompt(step: steps.Step, position: jax.Array, shares: jax.Array, plan: plans.Plan) -> jax.Array:
@@ -102,7 +133,7 @@ def _extend_by_prompt(
     softmax: running.Softmax, step: steps.Step, data: steps.Data, refs: tuple[Any, ...], plan: plans.Plan
 ) -> None:
     """All rows that share a prompt against a block of it, and their contexts once it is the last."""
-    key_ref, value_ref, context_ref = refs
+    key, value, context_ref = refs
 
     def extend(turn: jax.Array, _: None) -> None:
         begin = step.begin + turn * plan.together
@@ -111,40 +142,37 @@ def _extend_by_prompt(
         shares = [(start + b >= begin) & (start + b < step.end) for b in range(plan.together)]
         places = [running.place(row, plan) for row in rows]
         seen = [_in_prompt(step, data.position[row], mine, plan) for row, mine in zip(rows, shares, strict=True)]
-        for k in range(plan.kv_heads):
-            score = running.dot(softmax.queries(k, places), key_ref[k], running.BY_ROWS)
-            weigh = functools.partial(lambda weight, k: running.dot(weight, value_ref[k], running.BY_COLUMNS), k=k)
-            softmax.extend(k, places, (running.capped(score, plan), jnp.concatenate(seen)), weigh)
+        for sheet in range(plan.sheets):
+            score = key.scores(softmax.queries(sheet, places), sheet, plan)
+            weigh = functools.partial(value.weighted, sheet=sheet, plan=plan)
+            softmax.extend(sheet, places, (score, jnp.concatenate(seen)), weigh)
         pl.when(step.ends_prompt)(lambda: softmax.finish(context_ref, rows, places, plan))
 
     turns = jax.lax.div(step.end - step.begin + plan.together - 1, plan.together)
     jax.lax.fori_loop(0, turns, extend, None)
 
 
-def _kernel(*refs: Any, plan: plans.Plan) -> None:
-    prefetched, refs = refs[: plan.prefetched], refs[plan.prefetched :]
-    (query_ref, *fresh_refs, key_ref, value_ref), refs = refs[:5], refs[5:]
-    prompt_refs, refs = (refs[:2], refs[2:]) if plan.prompts else ((), refs)
-    context_ref, key_cache_ref, value_cache_ref, *scratch_refs = refs
-    new_key_ref, new_value_ref, key_tile_ref, value_tile_ref, semaphore, *state_refs = scratch_refs
-    data, softmax = steps.Data.of(prefetched, plan), running.Softmax(*state_refs)
-    place, layer = pl.program_id(0), prefetched[0][0]
-    step = steps.Step(place, data, plan)
-    writers = (
-        writing.Writer(key_cache_ref, key_ref, new_key_ref, key_tile_ref, semaphore.at[0]),
-        writing.Writer(value_cache_ref, value_ref, new_value_ref, value_tile_ref, semaphore.at[1]),
-    )
+def _attend_to_own(
+    softmax: running.Softmax, data: steps.Data, refs: tuple[Any, ...], caches: tuple[_Cache, ...], plan: plans.Plan
+) -> None:
+    """A step over the rows' own caches; the blocks of the next are asked for before those of this are waited for."""
+    query_ref, context_ref, layer = refs
+    place = pl.program_id(0)
+    step, after = steps.Step(place, data, plan), steps.Step(place + 1, data, plan)
+    readers = [reader for cache in caches for reader in cache.readers]
+    writers = [writer for cache in caches for writer in cache.writers]
 
-    @pl.when(place == 0)
-    def _() -> None:
-        for fresh_ref, new_ref in zip(fresh_refs, (new_key_ref, new_value_ref), strict=True):
-            new_ref[...] = fresh_ref[...].astype(jnp.float32)
+    def ask(which: steps.Step) -> None:
+        for reader in readers:
+            reader.start(layer, which, plan)
 
-    @pl.when((place < plan.own_steps) & (step.block == 0))
-    def _() -> None:
-        _start(softmax, step, (query_ref, new_key_ref, new_value_ref), plan)
+    pl.when(place == 0)(lambda: ask(step))
+    pl.when(after.in_own)(lambda: ask(after))
+    pl.when(step.block == 0)(lambda: _start(softmax, step, query_ref, caches, plan))
+    for reader in readers:
+        reader.wait(layer, step, plan)
 
-    @pl.when(step.of_own)
+    @pl.when(step.of_own(plan))
     def _() -> None:
         for b in range(plan.rows):
             slot = jax.lax.rem(data.position[step.row + b], plan.slots)
@@ -154,7 +182,7 @@ def _kernel(*refs: Any, plan: plans.Plan) -> None:
                 for writer in writers:
                     writer.send(layer, step, b, slot, plan)
 
-        _extend_by_own(softmax, step, data, (key_ref, value_ref), plan)
+        _extend_by_own(softmax, step, data, caches, plan)
 
     def wait_for_writes(chunk: jax.Array) -> None:
         for b in range(plan.rows):
@@ -162,7 +190,7 @@ def _kernel(*refs: Any, plan: plans.Plan) -> None:
             for writer in writers:
                 writer.wait(layer, chunk, b, slot, plan)
 
-    @pl.when(step.ends_own)
+    @pl.when(step.block == plan.own_blocks - 1)
     def _() -> None:
         rows = [step.row + b for b in range(plan.rows)]
         places = [running.place(_kept(step, plan) + b, plan) for b in range(plan.rows)]
@@ -170,48 +198,90 @@ def _kernel(*refs: Any, plan: plans.Plan) -> None:
         pl.when(step.chunk > 0)(lambda: wait_for_writes(step.chunk - 1))
         pl.when(step.chunk == plan.chunks - 1)(lambda: wait_for_writes(step.chunk))
 
+
+def _kernel(*refs: Any, plan: plans.Plan, arrays: int) -> None:
+    """`arrays`: 1 for keys and 1 for values, or 2 and 2 where they have scales."""
+    sizes = (plan.prefetched, 3, 2 * arrays, 2 * arrays if plan.prompts else 0, 1, *[2 * arrays] * 4, 2, 4)
+    prefetched, operands, _given, prompt, context, own, new, buffers, tiles, semaphores, state = _split(refs, sizes)
+    query_ref, *fresh_refs = operands
+    data, softmax = steps.Data.of(prefetched, plan), running.Softmax(*state)
+    readers = [transfers.Reader(own[i], buffers[i], semaphores[0].at[i]) for i in range(len(own))]
+    writers = [transfers.Writer(own[i], buffers[i], new[i], tiles[i], semaphores[1].at[i]) for i in range(len(own))]
+    halves = (slice(arrays), slice(arrays, None))
+    caches = tuple(_Cache(tuple(readers[half]), tuple(writers[half])) for half in halves)
+
+    @pl.when(pl.program_id(0) == 0)
+    def _() -> None:
+        for cache, fresh_ref in zip(caches, fresh_refs, strict=True):
+            cache.take(fresh_ref)
+
+    step = steps.Step(pl.program_id(0), data, plan)
+
+    @pl.when(step.in_own)
+    def _() -> None:
+        _attend_to_own(softmax, data, (query_ref, context[0], data.layer[0]), caches, plan)
+
     if plan.prompts:
 
         @pl.when(step.of_prompt)
         def _() -> None:
-            _extend_by_prompt(softmax, step, data, (*prompt_refs, context_ref), plan)
+            blocks = (running.Block(*prompt[half]) for half in halves)
+            _extend_by_prompt(softmax, step, data, (*blocks, context[0]), plan)
+
+
+def _split(refs: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:
+    """Consecutive parts of those sizes."""
+    ends = list(itertools.accumulate(sizes))
+    assert ends[-1] == len(refs)
+    return [refs[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _moved(query_BNH: jax.Array, arrays: Sequence[jax.Array]) -> int:
+    """Bytes read, if all slots are in use; the kernel copies the own caches by hand."""
+    layer = sum(x.nbytes // x.shape[0] for x in arrays)
+    return 2 * query_BNH.nbytes + layer
 
 
 def _call(
     query_BNH: jax.Array, new: Any, own: Any, numbers: tuple[jax.Array, ...], *,
-    prompt: tuple[jax.Array, ...], plan: plans.Plan, name: str, interpret: Any,
+    prompt: tuple[Any, ...], plan: plans.Plan, name: str, interpret: Any,
 ) -> tuple[jax.Array, reference.Pair]:  # fmt: skip
-    width, dtype = query_BNH.shape[2], own[0].dtype
+    """The own caches and prompts go in, and the own caches come out, as arrays with slots behind heads."""
     whole, anywhere = pl.BlockSpec(memory_space=pltpu.VMEM), pl.BlockSpec(memory_space=pl.ANY)
-    own_spec = pl.BlockSpec(
-        (None, plan.rows, plan.kv_heads, plan.block, width), functools.partial(steps.own_block, plan=plan)
-    )
-    prompt_spec = pl.BlockSpec(
-        (None, None, plan.kv_heads, plan.prompt_block, width), functools.partial(steps.prompt_block, plan=plan)
-    )
-    new_token = pltpu.VMEM((plan.kv_heads, plan.batch, width), jnp.float32)
-    tile = pltpu.VMEM((2, plan.rows, plan.kv_heads, plans.TILE, width), dtype)
-    stacked = (plan.kv_heads, plan.held * plan.padded)
-    state = [pltpu.VMEM((*stacked, size), jnp.float32) for size in (width, 1, 1, width)]
-    heads_first = [x.swapaxes(0, 1) for x in new]
-    slots_inside = [cache.swapaxes(2, 3) for cache in (*own, *prompt)]
+    slots_inside = [x.swapaxes(2, 3) for x in jax.tree.leaves(own)]
+    prompts = [x.swapaxes(2, 3) for x in jax.tree.leaves(prompt)]
+    new_tokens, buffers, tiles, prompt_specs = [], [], [], []
+    for x in slots_inside:
+        width, tile = x.shape[4:], plans.TILES[x.dtype] if x.ndim == 5 else plans.LANES
+        new_tokens.append(pltpu.VMEM((plan.kv_heads, plan.batch, *(width or (1,))), jnp.float32))
+        buffers.append(pltpu.VMEM((2, plan.rows, plan.kv_heads, plan.block, *width), x.dtype))
+        tiles.append(pltpu.VMEM((2, plan.rows, plan.kv_heads, tile, *width), x.dtype))
+    for x in prompts:
+        index = functools.partial(steps.prompt_block, plan=plan, ndim=x.ndim)
+        prompt_specs.append(pl.BlockSpec((None, None, plan.kv_heads, plan.prompt_block, *x.shape[4:]), index))
+    stacked = (plan.sheets, plan.held * plan.padded)
+    state = [pltpu.VMEM((*stacked, size), jnp.float32) for size in (query_BNH.shape[2], 1, 1, query_BNH.shape[2])]
+    semaphores = [pltpu.SemaphoreType.DMA((len(slots_inside), 2))] * 2
     first_cache = len(numbers) + 3
     context_BNH, *written = pl.pallas_call(
-        functools.partial(_kernel, plan=plan),
+        functools.partial(_kernel, plan=plan, arrays=len(slots_inside) // 2),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(numbers),
             grid=(plan.steps,),
-            in_specs=[whole] * 3 + [own_spec] * 2 + [prompt_spec] * len(prompt),
-            out_specs=[whole, anywhere, anywhere],
-            scratch_shapes=[new_token, new_token, tile, tile, pltpu.SemaphoreType.DMA((2, 2)), *state],
+            in_specs=[whole] * 3 + [anywhere] * len(slots_inside) + prompt_specs,
+            out_specs=[whole] + [anywhere] * len(slots_inside),
+            scratch_shapes=[*new_tokens, *buffers, *tiles, *semaphores, *state],
         ),
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query_BNH, *slots_inside[:2])],
-        input_output_aliases={first_cache: 1, first_cache + 1: 2},
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query_BNH, *slots_inside)],
+        input_output_aliases={first_cache + i: 1 + i for i in range(len(slots_inside))},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=VMEM_BYTES),
+        cost_estimate=pl.CostEstimate(
+            flops=0, transcendentals=0, bytes_accessed=_moved(query_BNH, [*new, *slots_inside, *prompts])
+        ),
         interpret=interpret,
         name=name,
-    )(*numbers, query_BNH, *heads_first, *slots_inside)
-    return context_BNH, (written[0].swapaxes(2, 3), written[1].swapaxes(2, 3))
+    )(*numbers, query_BNH, *(x.swapaxes(0, 1) for x in new), *slots_inside, *prompts)
+    return context_BNH, jax.tree.unflatten(jax.tree.structure(own), [x.swapaxes(2, 3) for x in written])
 
 
 def append_attention(
@@ -225,16 +295,17 @@ def append_attention(
     window: int,
     soft_cap: float,
     block: int = plans.BLOCK,
+    rows: int = plans.ROWS,
     known_position: int | None = None,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B N H"], reference.Pair]:
     """Context of each row's new token, and the rings that hold it; see reference.append_attention.
 
-    `block` slots of a row are read at a time.  `known_position` says when compiling that every row stands there:
-    a static profile reads prefetched data as zeros.
+    `block` slots of each of `rows` rows are read at a time.  `known_position` says when compiling that every row
+    stands there: a static profile reads prefetched data as zeros.
     """
     plan = plans.make(
-        query_BNH, ring[0], prompts=0, tokens=0, block=block, scale=scale, window=window, soft_cap=soft_cap,
+        query_BNH, ring[0], prompts=0, tokens=0, block=block, rows=rows, scale=scale, window=window, soft_cap=soft_cap,
         known_position=known_position, known_length=None,
     )  # fmt: skip
     numbers = (jnp.reshape(layer, (1,)), position_B)
@@ -248,13 +319,14 @@ def grouped(
     layer: Int[Array, ""],
     position_B: Int[Array, "B"],
     *,
-    prompt: tuple[Float[Array, "L P T K H"], Float[Array, "L P T K H"]],
+    prompt: reference.PromptPair,
     length_P: Int[Array, "P"],
     group_B: Int[Array, "B"],
     scale: float,
     window: int,
     soft_cap: float,
     block: int = plans.BLOCK,
+    rows: int = plans.ROWS,
     known: tuple[int, int] | None = None,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B N H"], reference.Pair]:
@@ -263,9 +335,9 @@ def grouped(
     `known` says when compiling the position of every row and the length of every prompt, as in `append_attention`, and
     that row b looks at prompt b // (B / P).
     """
-    prompts, tokens = prompt[0].shape[1:3]
+    prompts, tokens = jax.tree.leaves(prompt)[0].shape[1:3]
     plan = plans.make(
-        query_BNH, own[0], prompts=prompts, tokens=tokens, block=block,
+        query_BNH, own[0], prompts=prompts, tokens=tokens, block=block, rows=rows,
         scale=scale, window=window, soft_cap=soft_cap,
         known_position=known[0] if known else None, known_length=known[1] if known else None,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from thinkfirst.kernels.decode_attention import groups, plans, steps
 def _plan(batch=8, prompts=4, tokens=64, slots=64, **settings):
     query, cache = jnp.zeros((batch, 4, 64)), jnp.zeros((1, batch, slots, 1, 64))
     settings = {"scale": 1.0, "window": 0, "soft_cap": 0.0, "known_position": None, "known_length": None, **settings}
-    return plans.make(query, cache, prompts=prompts, tokens=tokens, block=32, **settings)
+    return plans.make(query, cache, prompts=prompts, tokens=tokens, block=32, rows=8, **settings)
 
 
 def _walked(index_map, plan, position, group, length):
@@ -18,7 +18,7 @@ def _walked(index_map, plan, position, group, length):
     looked_at_B = groups.looked_at(jnp.array(group), jnp.array(position), plan.prompts, plan.window)
     numbers = (jnp.zeros(1, int), jnp.array(position), looked_at_B, *groups.runs(looked_at_B, plan.prompts))
     numbers = (*numbers, jnp.array(length))
-    return [tuple(map(int, index_map(jnp.int32(at), *numbers, plan=plan))) for at in range(plan.steps)]
+    return [tuple(map(int, index_map(jnp.int32(at), *numbers, plan=plan, ndim=5))) for at in range(plan.steps)]
 
 
 def _fetched(walk):
@@ -38,15 +38,15 @@ def test_idle_rows_and_rows_whose_window_has_left_the_prompt_read_none(position,
     assert [p for _, p, _, _, _ in _fetched(walk)] == prompts
 
 
-def test_own_caches_are_read_up_to_the_last_block_in_use():
-    """Rows 0-7 reach position 31, rows 8-15 position 40: one block and two."""
-    plan = _plan(batch=16)
-    walk = _walked(steps.own_block, plan, [31] * 8 + [-1] * 7 + [40], [0] * 16, [64] * 4)
-    assert [(chunk, s) for _, chunk, _, s, _ in _fetched(walk)] == [(0, 0), (1, 0), (1, 1)]
+def test_own_caches_are_read_as_far_as_each_row_has_come():
+    """Of two blocks, a row at 31 reads one, a row at 32 both, and so does one whose ring has wrapped."""
+    plan, position = _plan(batch=4, prompts=0), jnp.array([31, 32, -1, 200])
+    data = steps.Data.of((jnp.zeros(1, int), position), plan)
+    read = [[bool(steps.Step(at, data, plan).reads(b)) for b in range(4)] for at in range(plan.own_steps)]
+    assert read == [[True, True, True, True], [False, True, False, True]]
 
 
 def test_what_is_known_when_compiling_reads_the_same_blocks_as_data():
     known = _plan(known_position=20, known_length=40)
     operands = ([20] * 8, np.arange(8) // 2, [40] * 4)
-    for index_map in (steps.own_block, steps.prompt_block):
-        assert _walked(index_map, known, *operands) == _walked(index_map, _plan(), *operands)
+    assert _walked(steps.prompt_block, known, *operands) == _walked(steps.prompt_block, _plan(), *operands)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tolerance
-from thinkfirst.kernels.decode_attention import api, cases, plans, reference, tpu
+from thinkfirst.kernels.decode_attention import api, cases, plans, quantised, reference, tpu
 
 POISON = 1e4  # in every layer but the one that is used
 
@@ -73,16 +73,15 @@ def test_rings(capfd, shape, position, window, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("position", [[0, 15, 16, 40], [95, 2, 200, 95]])
-def test_blocks_beyond_every_rows_length_are_skipped(capfd, monkeypatch, position):
-    """Three blocks of 32 slots, two rows a step: what no row of the two has reached is NaN, and never looked at."""
-    monkeypatch.setattr(plans, "STEP_ROWS", 2)
+def test_blocks_beyond_every_rows_length_are_skipped(capfd, position):
+    """Three blocks of 32 slots, two rows a step: what a row has not reached is NaN, and never looked at."""
     query, new, ring, layer = _operands(jnp.float32, 4, 4, 1, 64, 96)
     settings = {"scale": 0.2, "window": 0, "soft_cap": 0.0}
-    used = np.repeat(np.minimum(np.max(np.array(position).reshape(2, 2), axis=1), 95) // 32, 2)
+    used = np.minimum(np.array(position), 95) // 32
     beyond = (np.arange(96) // 32)[None, :] > used[:, None]
     unread = tuple(jnp.where(beyond[None, :, :, None, None], jnp.nan, cache) for cache in ring)
     context, written = tpu.append_attention(
-        query, new, unread, layer, jnp.array(position), block=32, interpret=tpu.INTERPRET, **settings
+        query, new, unread, layer, jnp.array(position), block=32, rows=2, interpret=tpu.INTERPRET, **settings
     )
     written = tuple(
         jnp.where(beyond[None, :, :, None, None], old, cache) for old, cache in zip(ring, written, strict=True)
@@ -91,8 +90,8 @@ def test_blocks_beyond_every_rows_length_are_skipped(capfd, monkeypatch, positio
     _assert_same((context, written), expected, capfd)
 
 
-def _check_grouped(capfd, shape, position, length, group, *, tokens, dtype=jnp.float32, **settings):
-    """`group`: the prompt of each row; what no row looks at of the prompts is NaN wherever it is never read."""
+def _check_grouped(capfd, shape, position, length, group, *, tokens, dtype=jnp.float32, cut=None, **settings):
+    """`group`: the prompt of each row; a prompt that no row looks at is NaN.  `cut`: rows and slots read in a step."""
     query, new, own, layer = _operands(dtype, *shape)
     rng = np.random.default_rng(1)
     prompt = tuple(_stack(rng, dtype, len(length), tokens, shape[2], shape[3]) for _ in range(2))
@@ -102,7 +101,9 @@ def _check_grouped(capfd, shape, position, length, group, *, tokens, dtype=jnp.f
     looks = {g for g, p in zip(group, position, strict=True) if p >= 0}
     unused = jnp.array([p not in looks for p in range(len(length))])[None, :, None, None, None]
     unread = tuple(jnp.where(unused, jnp.nan, cache) for cache in prompt)
-    actual = api.grouped(query, new, own, layer, position_B, prompt=unread, backend="tpu_interpret", **settings)
+    how = {"backend": "tpu_interpret"} if cut is None else {"interpret": tpu.INTERPRET, **cut}
+    grouped = api.grouped if cut is None else tpu.grouped
+    actual = grouped(query, new, own, layer, position_B, prompt=unread, **settings, **how)
     expected = reference.grouped(*_float32((query, new, own)), layer, position_B, prompt=_float32(prompt), **settings)
     _assert_same(actual, expected, capfd)
 
@@ -120,11 +121,10 @@ SCATTERED = [3, 1, 3, 3, 0, 1, 3, 3, 3, 1, 3, 3]  # runs of 1, 3, 0 and 8 rows
 @pytest.mark.parametrize("group", [[0] * 4 + [1] * 4 + [2] * 4, [1] * 12, SCATTERED, list(range(12))])
 def test_runs_of_any_length_and_prompts_in_blocks(capfd, monkeypatch, group):
     """Four rows at a time, own caches of two blocks; prompts of three blocks, of which one, none and three are used."""
-    monkeypatch.setattr(plans, "STEP_ROWS", 4)
     monkeypatch.setattr(plans, "PROMPT_ROWS", 4)
-    monkeypatch.setattr(plans, "STEP_BYTES", 32 * 64 * 4)
+    cut = {"block": 32, "rows": 4}
     shape, position = (12, 4, 1, 64, 64), [0, 5, 20, 31, 1, 2, 63, 64, 130, 15, 16, 17]
-    _check_grouped(capfd, shape, position, [20, 0, 96, 33, *range(8)], group, tokens=96)
+    _check_grouped(capfd, shape, position, [20, 0, 96, 33, *range(8)], group, tokens=96, cut=cut)
 
 
 @pytest.mark.slow
@@ -165,6 +165,32 @@ def test_the_reference_of_a_group_is_attention_over_one_long_cache(group, window
     _check_reference(group, [0, 3, 5, 1], window)
 
 
+def _coded(stacks):
+    return tuple(quantised.quantised(stack) for stack in stacks)
+
+
+def _check_coded(capfd, shape, position, length, group, *, tokens, **settings):
+    """8-bit own caches and prompts: the kernel's context close to the reference's, integers and scales equal."""
+    query, new, own, layer = _operands(jnp.float32, *shape)
+    rng = np.random.default_rng(1)
+    prompt = _coded(_stack(rng, jnp.float32, len(length), tokens, shape[2], shape[3]) for _ in range(2))
+    settings = {"prompt": prompt, "length_P": jnp.array(length), "group_B": jnp.array(group), **settings}
+    operands = (query, new, _coded(own), layer, jnp.array(position))
+    actual = api.grouped(*operands, scale=0.125, backend="tpu_interpret", **settings)
+    expected = api.grouped(*operands, scale=0.125, backend="reference", **settings)
+    tolerance.assert_close(actual[0], expected[0])
+    for got, wanted in zip(jax.tree.leaves(actual[1]), jax.tree.leaves(expected[1]), strict=True):
+        tolerance.assert_close(got, wanted)
+    assert "RACE" not in capfd.readouterr().out.upper()
+
+
+@pytest.mark.slow
+def test_eight_bit_caches(capfd):
+    """Two key/value heads, two blocks of own slots, two of which a row has not come to; rows of two prompts mixed."""
+    position = [0, 127, 128, 255]
+    _check_coded(capfd, (4, 4, 2, 64, 256), position, [3, 128], [1, 0, 1, 1], tokens=128, soft_cap=5.0)
+
+
 def test_idle_rows_are_finite_and_write_slot_0_of_their_own():
     query, new, own, layer = _operands(jnp.float32, 2, 4, 2, 64, 32)
     settings = {"prompt": own, "length_P": jnp.array([3, 4]), "group_B": jnp.array([0, 1]), "scale": 1.0}
@@ -196,7 +222,7 @@ def test_what_the_kernel_cannot_do_is_refused_by_name():
 # The real compiler, with no TPU.
 
 
-@pytest.fixture(params=["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.fixture(params=["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 def chip(request):
     """Puts shapes on a compile-only device."""
     if importlib.util.find_spec("libtpu") is None:
@@ -222,23 +248,34 @@ def test_the_cases_compile(chip, name):
     assert _compiled(function, chip(operands)).memory_analysis().temp_size_in_bytes < 2**20
 
 
+def _cache(coded, *shape):
+    if coded:
+        return quantised.Quantised(
+            jax.ShapeDtypeStruct((*shape, 256), jnp.int8), jax.ShapeDtypeStruct(shape, jnp.float32)
+        )
+    return jax.ShapeDtypeStruct((*shape, 256), jnp.bfloat16)
+
+
 @pytest.mark.slow
-def test_gemma_2_compiles(chip):
-    """8 query and 4 key/value heads of 256, soft cap, blocks strided over rows, lengths as data."""
-    cache = jax.ShapeDtypeStruct((2, 8, 2048, 4, 256), jnp.bfloat16)
-    prompt = jax.ShapeDtypeStruct((2, 2, 1024, 4, 256), jnp.bfloat16)
-    new = jax.ShapeDtypeStruct((8, 4, 256), jnp.bfloat16)
-    query = jax.ShapeDtypeStruct((8, 8, 256), jnp.bfloat16)
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "soft_cap"), [(4, 1, 0.0), (8, 4, 50.0)])
+def test_128_slots_of_1280_tokens_compile(chip, heads, kv_heads, soft_cap, coded):
+    """Gemma 3 1B and Gemma 2 2B: prompts of 256, own tokens up to 1,024; then a ring of 512, all lengths as data."""
+    own, ring, prompt = (
+        (_cache(coded, 2, rows, slots, kv_heads),) * 2 for rows, slots in ((128, 1024), (128, 512), (16, 256))
+    )
+    new = jax.ShapeDtypeStruct((128, kv_heads, 256), jnp.bfloat16)
+    query = jax.ShapeDtypeStruct((128, heads, 256), jnp.bfloat16)
     number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
 
-    def both(query, new, own, place, shared):
-        (layer, position), (prompt, length) = place, shared
-        settings = {"scale": 1 / 16, "soft_cap": 50.0, "window": 0}
-        group = {"length_P": length, "group_B": jnp.flip(position) % 2}
-        context, own = tpu.grouped(query, new, own, layer, position, prompt=prompt, **group, **settings)
-        return tpu.append_attention(context, new, own, layer, position, **settings)
+    def both(query, new, caches, place, shared):
+        (layer, position, group), (prompt, length) = place, shared
+        settings = {"scale": 1 / 16, "soft_cap": soft_cap}
+        groups = {"prompt": prompt, "length_P": length, "group_B": group}
+        context, own = tpu.grouped(query, new, caches[0], layer, position, **groups, window=0, **settings)
+        return tpu.append_attention(context, new, caches[1], layer, position, window=512, **settings), own
 
-    operands = (query, (new, new), (cache, cache), (number(), number(8)), ((prompt, prompt), number(2)))
+    operands = (query, (new, new), (own, ring), (number(), number(128), number(128)), (prompt, number(16)))
     _compiled(both, chip(operands))
 
 
