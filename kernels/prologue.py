@@ -4,16 +4,20 @@
     first, second = halves of y           out = [first cos - second sin, second cos + first sin]
 
 RMSNorm: Zhang and Sennrich, arXiv 1910.07467; rotary embedding: Su et al., arXiv 2104.09864.  All of it is float32 and
-rounded once, at the end.  `apply` says what it means for whole arrays; `on_tile` is the same arithmetic on the rows that
-a kernel has at hand.
+rounded once, at the end.  `apply` says what it means for whole arrays; `on_tile` and `pulled_back` are the same
+arithmetic, and its gradient, on the rows that a kernel has at hand.
 """
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
+
+QUERY, KEY = 0, 1
+LANES = 128
 
 
 @functools.partial(
@@ -74,3 +78,55 @@ def _turned(x: Array, sin: Array, cos: Array) -> Array:
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def pulled_back(
+    x: Array, upstream: Array, gain: Array | None, sin: Array, cos: Array, *, epsilon: float
+) -> tuple[Array, Array | None]:
+    """Gradient of `on_tile` to `x`, and per row that to `gain`: both float32, the second None without a gain."""
+    upstream = _turned(upstream, -sin, cos)
+    if gain is None:
+        return upstream, None
+    x = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    normed, weighted = x * inverse, upstream * gain
+    return inverse * (weighted - normed * jnp.mean(normed * weighted, axis=-1, keepdims=True)), upstream * normed
+
+
+class Turn(NamedTuple):
+    """A prologue as operands of an attention kernel: arrays, or refs to blocks of them on chip."""
+
+    scales: tuple[Any, ...]  # of queries and of keys, [1, H] each; none without a norm
+    sin: Any  # [B, T, H / 2]
+    cos: Any
+
+    def rows(self, x: Array, which: int, rows: slice, epsilon: float) -> Array:
+        """Rows of a block of queries or keys after the prologue."""
+        return on_tile(x, self._gain(which), self.sin[0, rows], self.cos[0, rows], epsilon).astype(x.dtype)
+
+    def pull(self, x: Array, upstream: Array, which: int, rows: slice, epsilon: float) -> tuple[Array, Array | None]:
+        """Gradient of `rows` to `x`, and that to the scale as [8, H], to be summed over the 8."""
+        turn = self.sin[0, rows], self.cos[0, rows]
+        found, of_gain = pulled_back(x, upstream, self._gain(which), *turn, epsilon=epsilon)
+        return found, None if of_gain is None else of_gain.reshape(-1, 8, x.shape[1]).sum(axis=0)
+
+    def gradient(self, *by_row: Array) -> "Turn":
+        """The gradients of all this from those of the scales that a kernel sums, [B, groups, 2, 8, H]; else zeros."""
+        found = [part.sum(axis=(0, 1, 3))[:, None] for part in by_row]
+        scales = tuple(x.astype(scale.dtype) for part in found for x, scale in zip(part, self.scales, strict=True))
+        return Turn(scales, None, None)
+
+    def _gain(self, which: int) -> Array | None:
+        return 1.0 + self.scales[which][...].astype(jnp.float32) if self.scales else None
+
+
+def fits_lanes(width: int) -> bool:
+    """Whether the halves of a head are whole lanes, so that a kernel rotates them for nothing."""
+    return width % (2 * LANES) == 0
+
+
+def for_kernel(prologue: Prologue, padding: int) -> Turn:
+    """The operands that a kernel takes, for texts with `padding` tokens behind them."""
+    sin, cos = (jnp.pad(x, ((0, 0), (0, padding), (0, 0))) for x in (prologue.sin, prologue.cos))
+    scales = prologue.query_scale_H, prologue.key_scale_H
+    return Turn(tuple(scale[None] for scale in scales if scale is not None), sin, cos)
