@@ -2,13 +2,21 @@
 
 Query block i of one key/value head meets the key blocks first(i) .. i.  first(i) follows from the window by arithmetic
 on the grid position, and from `first`, a table of the earliest key block whose range of segment ids meets that of block
-i.  All J query heads of a key/value head go through a key block together, and operands keep the layout that the
-projections write: [B, T, N * H] and [B, T, K * H], a head being a block of columns.  n = T / block.
+i.  All J query heads of a key/value head go through a key block together.  n = T / block.
+
+Operands stand heads first, [B, N, T, H], as XLA lets a projection write them, each head of a step in its own block;
+results are token-major, [B, T, N * H], which the next projection reads as well.  Neither is copied.
 
     forward     grid (B, K / g, n, s): g key/value heads, query block i, then key block j = i, i - 1 .. first(i)
-                query, out [block, g * J * H] at (i); key, value [block, g * H] at (j); log-sum [g * J, block] at (i)
-                carried over j: context, running maximum and sum of every query
+                query [block, H] at (i), g * J times; key, value [block, H] at (j), g times
+                sin, cos [block, H / 2] at (i)
+                out [block, g * J * H], log-sum [g * J, block] at (i)
+                carried over j: context, running maximum and sum of every query, the queries after their prologue;
+                carried over i: the keys of all T tokens after their prologue
     gradient    causal_gradient.py
+
+With a prologue (norm and RoPE, kernels/prologue.py) a key block is fetched once, in the step of the diagonal, where
+queries and keys go through it once.  Heads whose halves are not whole lanes get theirs before the kernel.
 
 Exponents are base 2.  Scores under a soft cap of at most BOUNDED need no running maximum: exp(score) and its sums
 are far from the ends of float32.  The softmax is float32, its weights are rounded to the dtype of the values.
@@ -16,6 +24,7 @@ are far from the ends of float32.  The softmax is float32, its weights are round
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +32,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from thinkfirst.kernels.flash_attention import causal_gradient, causal_plan
+from thinkfirst.kernels import prologue as prologues
+from thinkfirst.kernels.flash_attention import causal_gradient, causal_operands, causal_plan
 
+Operands = causal_operands.Operands
 Plan = causal_plan.Plan
 Ref = causal_plan.Ref
 VMEM = 64 * 2**20  # bytes on chip of every generation since v5; v4 has a quarter
@@ -39,17 +50,21 @@ def attention(
     scale: float,
     window: int = 0,
     soft_cap: float = 0.0,
+    prologue: prologues.Prologue | None = None,
     interpret: bool | pltpu.InterpretParams = False,
     vmem: int = VMEM,
     first: tuple[int, ...] = (),
 ) -> Float[Array, "B T N H"]:
-    """Causal attention within segments, as reference.attention; differentiable in query, key and value.
+    """Causal attention within segments, as reference.attention; differentiable in query, key, value and norm scales.
 
     `vmem` is the memory on chip in bytes: VMEM, but 16 MiB on TPU v4.  `first` fixes at compile time the earliest key
     block of every query block, for rows that are all packed alike; it must allow what `segment_BT` allows.
     """
     batch, length, heads, width = query_BTNH.shape
-    plan = causal_plan.make(
+    if query_BTNH.dtype not in (jnp.bfloat16, jnp.float32):
+        raise ValueError(f"queries are bfloat16 or float32, not {query_BTNH.dtype}")
+    make = functools.partial(
+        causal_plan.make,
         query_BTNH,
         key_BTKH,
         vmem=vmem,
@@ -59,38 +74,38 @@ def attention(
         interpret=interpret,
         first=first,
     )
+    inside = prologue and prologues.fits_lanes(width)
+    plan = make(epsilon=prologue.epsilon) if prologue and inside else None
+    if prologue and plan is None:
+        query_BTNH, key_BTKH = prologues.both(prologue, query_BTNH, key_BTKH)
+        prologue = None
+    plan = plan or make(epsilon=None)
     if plan is None:
         raise ValueError(f"{length} tokens of {heads} heads are too many for {vmem} bytes of memory on chip")
-    if query_BTNH.dtype not in (jnp.bfloat16, jnp.float32):
-        raise ValueError(f"queries are bfloat16 or float32, not {query_BTNH.dtype}")
     assert not first or len(first) == plan.blocks, (first, plan.blocks)
-    padded = plan.blocks * plan.block
+    padding = plan.blocks * plan.block - length
 
-    def flat(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, plan.width - width)))
-        return x.reshape(batch, padded, -1)
+    def heads_first(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, plan.width - width))).swapaxes(1, 2)
 
-    segment = jnp.pad(segment_BT.astype(jnp.int32), ((0, 0), (0, padded - length)), constant_values=-1)
-    context = _attention(plan, flat(query_BTNH), flat(key_BTKH), flat(value_BTKH), segment)
-    return context.reshape(batch, padded, heads, plan.width)[:, :length, :, :width]
+    segment = jnp.pad(segment_BT.astype(jnp.int32), ((0, 0), (0, padding)), constant_values=-1)
+    turn = prologue and prologues.for_kernel(prologue, padding)
+    context = _attention(plan, *map(heads_first, (query_BTNH, key_BTKH, value_BTKH)), segment, turn)
+    return context.reshape(batch, length + padding, heads, plan.width)[:, :length, :, :width]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: Plan, query: Array, key: Array, value: Array, segment: Array) -> Array:
-    first = plan.first_blocks(segment)
-    return _forward(plan, first, query, key, value, segment)[0]
+def _attention(
+    plan: Plan, query: Array, key: Array, value: Array, segment: Array, turn: prologues.Turn | None
+) -> Array:
+    return _forward(plan, plan.first_blocks(segment), query, key, value, segment, turn)[0]
 
 
-def _forward(plan: Plan, *operands: Array) -> tuple[Array, Array]:
-    first, query, key, value, segment = operands
-    batch, length, columns = query.shape
-    block, heads, width = plan.block, plan.heads, plan.width
-    packs = columns // (heads * width)
-    own = pl.BlockSpec((1, block, heads * width), lambda b, k, i, r, first: (b, plan.query_block(first, b, i, r), k))
-    past = pl.BlockSpec(
-        (1, block, plan.groups * width), lambda b, k, i, r, first: (b, plan.key_block(first, b, i, r), k)
-    )
-    written = pl.BlockSpec((1, block, heads * width), lambda b, k, i, r, first: (b, i, k))
+def _forward(plan: Plan, *arrays: Any) -> tuple[Array, Array]:
+    first, query, key, value, segment, turn = arrays
+    batch, all_heads, length, width = query.shape
+    block, heads = plan.block, plan.heads
+    packs = all_heads // heads
     lanes = pltpu.VMEM((heads, block, causal_plan.LANES), jnp.float32)
     scratch = [pltpu.VMEM((heads, block, width), jnp.float32), lanes]
     scratch += [pltpu.VMEM((block, causal_plan.LANES), jnp.int32)] + [lanes] * (not plan.bounded)
@@ -99,35 +114,35 @@ def _forward(plan: Plan, *operands: Array) -> tuple[Array, Array]:
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(batch, packs, plan.blocks, plan.steps),
-            in_specs=[
-                own,
-                past,
-                past,
-                pl.BlockSpec((1, 1, length), lambda b, k, i, r, first: (b, 0, 0)),
+            in_specs=[causal_operands.in_blocks(plan, turn, length)],
+            out_specs=[
+                causal_operands.together(plan, heads, lambda first, b, i, r: i),
+                pl.BlockSpec((1, 1, heads, block), lambda b, k, i, r, first: (b, k, 0, i)),
             ],
-            out_specs=[written, pl.BlockSpec((1, 1, heads, block), lambda b, k, i, r, first: (b, k, 0, i))],
-            scratch_shapes=scratch,
+            scratch_shapes=[causal_operands.turned(plan, turn, key.dtype), *scratch],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(query.shape, query.dtype),
+            jax.ShapeDtypeStruct((batch, length, all_heads * width), query.dtype),
             jax.ShapeDtypeStruct((batch, packs, heads, length), jnp.float32),
         ],
         compiler_params=plan.compiler_params(),
         interpret=plan.interpret,
         name="causal_attention",
-    )(first, query, key, value, segment[:, None])
+    )(first, causal_operands.operands(plan, query, key, value, segment, turn))
 
 
 def _forward_kernel(
-    first_ref: Ref, query_ref: Ref, key_ref: Ref, value_ref: Ref, segment_ref: Ref, out_ref: Ref, log_sum_ref: Ref,
+    first_ref: Ref, operands: Operands, out_ref: Ref, log_sum_ref: Ref, turned: causal_operands.Turned | None,
     context_ref: Ref, sum_ref: Ref, column_ref: Ref, *maximum_ref: Ref, plan: Plan,
 ) -> None:  # fmt: skip
     b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     j, first = i - step, plan.first_key_block(first_ref, b, i)
+    segment_ref = operands.segment
 
     def score(head: int, rows: slice, keys: slice, *, diagonal: bool) -> Array:
-        query = query_ref[0, rows, plan.head(head)]
-        score = plan.exponent(causal_plan.dot(query, key_ref[0, keys, plan.group(head)], causal_plan.ROWS_ROWS))
+        query = operands.query_rows(turned, head, rows)
+        key = operands.key_rows(turned, plan.group(head), j, keys)
+        score = plan.exponent(causal_plan.dot(query, key, causal_plan.ROWS_ROWS))
         segments = causal_plan.wide(column_ref[rows, :], score.shape[1]), segment_ref[0, :, plan.positions(j, keys)]
         distance = (i - j) * plan.block + rows.start - keys.start
         return plan.hide(score, segments, distance, query_axis=0, diagonal=diagonal)
@@ -138,7 +153,7 @@ def _forward_kernel(
             maximum_ref[0][head, rows, :] = top
             score = score - causal_plan.wide(top, score.shape[1])
         weight = jnp.exp2(score)
-        value = value_ref[0, keys, plan.group(head)]
+        value = operands.value[plan.group(head)][0, 0, keys]
         context_ref[head, rows, :] = causal_plan.dot(weight.astype(value.dtype), value, causal_plan.ROWS_COLUMNS)
         sum_ref[head, rows, :] = causal_plan.lane_sum(weight)
 
@@ -152,7 +167,7 @@ def _forward_kernel(
             fade = jnp.exp2(before - top)
             context, total = context * causal_plan.wide(fade, plan.width), total * fade
         weight = jnp.exp2(score)
-        value = value_ref[0, keys, plan.group(head)]
+        value = operands.value[plan.group(head)][0, 0, keys]
         context_ref[head, rows, :] = context + causal_plan.dot(
             weight.astype(value.dtype), value, causal_plan.ROWS_COLUMNS
         )
@@ -167,6 +182,7 @@ def _forward_kernel(
 
     @pl.when(step == 0)
     def present() -> None:
+        operands.take_in(turned, i, plan)
         column_ref[...] = causal_plan.column(segment_ref[0, :, plan.positions(i)])
         rows = [slice(start, start + causal_plan.LANES) for start in range(0, plan.block, causal_plan.LANES)]
         tiles = [(head, own, slice(0, own.stop)) for own in rows for head in range(plan.heads)]
@@ -188,18 +204,21 @@ def _forward_kernel(
             for ref in maximum_ref:
                 tops = jnp.where(lane == head, ref[head], tops)
             context = context_ref[head] * causal_plan.wide(causal_plan.reciprocal(total), plan.width)
-            out_ref[0, :, plan.head(head)] = context.astype(out_ref.dtype)
+            out_ref[0, :, plan.columns(head)] = context.astype(out_ref.dtype)
         log_sum_ref[0, 0] = (tops + jnp.log2(sums)).T[: plan.heads]
 
 
-def _attention_forward(plan: Plan, query: Array, key: Array, value: Array, segment: Array) -> tuple[Array, tuple]:
+def _attention_forward(
+    plan: Plan, query: Array, key: Array, value: Array, segment: Array, turn: prologues.Turn | None
+) -> tuple[Array, tuple]:
     first = plan.first_blocks(segment)
-    context, log_sum = _forward(plan, first, query, key, value, segment)
-    return context, (first, query, key, value, segment, context, log_sum)
+    context, log_sum = _forward(plan, first, query, key, value, segment, turn)
+    return context, (first, query, key, value, segment, turn, context, log_sum)
 
 
-def _attention_backward(plan: Plan, saved: tuple, upstream: Array) -> tuple[Array | None, ...]:
-    return *causal_gradient.gradient(plan, *saved, upstream), None
+def _attention_backward(plan: Plan, saved: tuple, upstream: Array) -> tuple[Any, ...]:
+    d_query, d_key, d_value, d_turn = causal_gradient.gradient(plan, *saved, upstream)
+    return d_query, d_key, d_value, None, d_turn
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

@@ -38,19 +38,24 @@ class Plan:
     blocks: int
     vmem: int  # bytes on chip
     first: tuple[int, ...]  # the earliest key block of every query block, or () to read it from the segments
+    epsilon: float | None  # of the norm in the prologue, None where the kernel has no prologue
 
     @property
     def steps(self) -> int:
         """Key blocks that a query block can meet, with its own."""
         return min(self.blocks, 1 + -(-(self.window - 1) // self.block)) if self.window else self.blocks
 
-    def head(self, n: int) -> slice:
-        """The columns of query head `n` of a step."""
+    def columns(self, n: int) -> slice:
+        """The columns of head `n` of a step in a block of results."""
         return slice(n * self.width, (n + 1) * self.width)
 
-    def group(self, n: int) -> slice:
-        """The columns of the key/value head that query head `n` of a step looks at."""
-        return self.head(n // (self.heads // self.groups))
+    def group(self, head: int) -> int:
+        """The key/value head of a step that a query head of it looks at."""
+        return head // (self.heads // self.groups)
+
+    def tiles(self) -> list[slice]:
+        """The rows of a block, as many at a time as there are lanes."""
+        return [slice(start, start + LANES) for start in range(0, self.block, LANES)]
 
     def positions(self, block: Array, part: slice | None = None) -> Any:
         """Where `part` of a block stands in the row of tokens."""
@@ -67,6 +72,10 @@ class Plan:
         per_key = self.groups * self.width * 4 * 2 * itemsize
         per_token = self.groups * self.width * (4 + 4 + itemsize) + LANES * 4
         tiles = 4 * self.block * self.block * 4
+        if self.epsilon is not None:
+            per_query += self.heads * self.width * itemsize + 2 * 2 * self.width * 4
+            per_key += self.groups * self.width * 2 * itemsize
+            per_token += self.groups * self.width * itemsize
         return self.block * (per_query + per_key) + self.blocks * self.block * per_token + tiles
 
     def compiler_params(self) -> pltpu.CompilerParams:
@@ -104,6 +113,14 @@ class Plan:
     def query_block(self, first_ref: Ref, b: Array, i: Array, r: Array) -> Array:
         """The query block to have at hand: `i`, or the next one as soon as the key blocks of `i` are through."""
         return jnp.where(i - r >= self.first_key_block(first_ref, b, i), i, jnp.minimum(i + 1, self.blocks - 1))
+
+    def own_block(self, first_ref: Ref, b: Array, i: Array, r: Array) -> Array:
+        """The key block of the diagonal, then the next row's."""
+        return jnp.where(r == 0, i, jnp.minimum(i + 1, self.blocks - 1))
+
+    def diagonal_block(self, first_ref: Ref, b: Array, i: Array, r: Array) -> Array:
+        """The key block of the diagonal of query block `i`, then that of the next one's."""
+        return jnp.where(r == 0, i, jnp.minimum(i + 1, self.blocks - 1))
 
     def exponent(self, product: Array) -> Array:
         """Base-2 exponents of products q . k."""
