@@ -66,6 +66,7 @@ def _ours(row: table.Row, chip: str, count: Count) -> Figure:
         "temp_bytes": None,
         "temp_case": None,
         "vmem_bytes": None,
+        "spill_bytes": None,
         "operations": {},
         "target": row.target if chip == "v5e" else None,
         "temp_target": row.temp_target or None,

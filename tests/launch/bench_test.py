@@ -37,6 +37,7 @@ def counted(monkeypatch):
             hbm_bytes=10**6,
             temp_bytes=2**20,
             vmem_bytes=2**22,
+            spill_bytes=2**19,
             operations={"kernel.1": cycles - 5000, "fusion": 5000},
         )
 
@@ -148,7 +149,7 @@ def test_the_report_goes_between_its_markers_and_nowhere_else(counted, tmp_path)
     assert "old" not in text
     assert bench_report.render(figures) in text
     assert "| window_fwd_bwd | v5e | 216,000 (kernels alone 211,000) | 215,000, met by the kernels alone |" in text
-    assert "| 30.0 MiB of 20.0 MiB, MISSED | 4.0 MiB |" in text
+    assert "| 30.0 MiB of 20.0 MiB, MISSED | 4.0 MiB | 0.5 MiB |" in text
     assert "| packed_ratio | v5e | 0.400 | 0.450, met |" in text
     assert "tokamax splash (recorded)" in text
     assert "with libtpu 0.0.1" in text
