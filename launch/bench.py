@@ -12,8 +12,9 @@ from typing import Any
 from absl import flags
 
 from thinkfirst.core import files, runtime
+from thinkfirst.kernels import blocks
 from thinkfirst.kernels.cost import chips, profile
-from thinkfirst.launch import bench_engine, bench_kernels, bench_logprob, bench_report
+from thinkfirst.launch import bench_blocks, bench_engine, bench_kernels, bench_logprob, bench_report
 
 
 def define_flags() -> flags.FlagValues:
@@ -24,7 +25,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_list("tpu_estimate", [], f"kernels: chips to count for: {', '.join(chips.CHIPS)}", flag_values=line)
     flags.DEFINE_list("cases", [], "kernels: the cases to count (default: all)", flag_values=line)
     flags.DEFINE_bool("peers", default=True, help="kernels: count the peers too", flag_values=line)
-    flags.DEFINE_bool("search", default=False, help="kernels: count the variants of the cases", flag_values=line)
+    flags.DEFINE_bool("search", default=False, help="kernels: try block sizes, write kernels/blocks", flag_values=line)
     flags.DEFINE_string("report", "", "kernels: also put the table into this Markdown file", flag_values=line)
     flags.DEFINE_string("out", "", "also write the figures to this JSON file", flag_values=line)
     return line
@@ -60,7 +61,7 @@ def _kernels(line: flags.FlagValues) -> tuple[Any, int]:
         raise ValueError(f"--suite=kernels needs --tpu_estimate: {', '.join(chips.CHIPS)}")
     if line.search:
         _reject(line, "report")
-        return bench_kernels.search(line.tpu_estimate, line.cases)
+        return bench_blocks.search(line.tpu_estimate, line.cases, blocks.FOLDER)
     report = pathlib.Path(line.report) if line.report else None
     if report:
         bench_report.check(report)

@@ -58,6 +58,7 @@ class Estimate:
     vmem_bytes: int  # of the kernel that takes the most
     spill_bytes: int  # of VMEM for spilled vector registers, of the kernel that spills the most
     operations: dict[str, int]  # cycles of each
+    looked_up: list[list[str]]  # (op, shapes) whose block sizes the program asked for
 
 
 def require() -> None:
@@ -66,12 +67,12 @@ def require() -> None:
         raise Unavailable("libtpu is not installed: pip install 'thinkfirst[tpu]' (Linux on x86-64 only)")
 
 
-def estimate(module: str, case: str, *, chip: str, variant: str = "", seconds: float = 900.0) -> Estimate:
-    """The estimate of `module.CASES[case]`, or of `module.VARIANTS[case][variant]`."""
+def estimate(module: str, case: str, *, chip: str, trial: dict | None = None, seconds: float = 900.0) -> Estimate:
+    """The estimate of `module.CASES[case]`; a `trial` {"op", "sizes"} gives one of its kernels other block sizes."""
     target = chips.named(chip)
     require()
     with tempfile.TemporaryDirectory() as scratch:
-        said = _asked(module, case, variant, target, profiles=scratch, seconds=seconds)
+        said = _asked(module, case, trial, target, profiles=scratch, seconds=seconds)
         operations = read_profiles(pathlib.Path(scratch))
         spills = read_spills(pathlib.Path(scratch))
     lost = [kernel for kernel in said["kernels"] if kernel not in operations or kernel not in spills]
@@ -84,7 +85,7 @@ def temp_bytes(module: str, case: str, *, chip: str, seconds: float = 900.0) -> 
     """HBM that the case needs beside operands and results, from compiling it alone."""
     target = chips.named(chip)
     require()
-    return _asked(module, case, "", target, profiles="", seconds=seconds)["temp_bytes"]
+    return _asked(module, case, None, target, profiles="", seconds=seconds)["temp_bytes"]
 
 
 def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int], spills: dict[str, int]) -> Estimate:
@@ -103,6 +104,7 @@ def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int], spill
         vmem_bytes=said["vmem_bytes"],
         spill_bytes=max((spills[name] for name in by_pallas), default=0),
         operations=operations,
+        looked_up=said["looked_up"],
     )
 
 
@@ -167,14 +169,16 @@ def why(status: int, stderr: str) -> str:
     return f"exit status {status}: {last}"
 
 
-def _asked(module: str, case: str, variant: str, chip: chips.Chip, *, profiles: str, seconds: float) -> dict[str, Any]:
+def _asked(
+    module: str, case: str, trial: dict | None, chip: chips.Chip, *, profiles: str, seconds: float
+) -> dict[str, Any]:
     """What the child says of the case; it profiles into the folder `profiles`, if one is given."""
     flags = ALL_IN_HBM
     if profiles:
         flags += f" --xla_jf_dump_static_llo_profile_to={profiles} --xla_jf_dump_to={profiles} {REPORT_ONLY}"
     with tempfile.TemporaryDirectory() as scratch:
         result = pathlib.Path(scratch, "result.json")
-        request = {"module": module, "case": case, "variant": variant, "topology": chip.topology, "result": str(result)}
+        request = {"module": module, "case": case, "trial": trial, "topology": chip.topology, "result": str(result)}
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", CHILD],

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import pytest
 
@@ -25,11 +24,11 @@ def counted(monkeypatch):
     """The counter replaced by COUNTS; a list of what it was asked for."""
     asked = []
 
-    def estimate(module, case, *, chip, variant=""):
-        asked.append((case, chip, variant))
+    def estimate(module, case, *, chip, trial=None):
+        asked.append((case, chip))
         if case not in COUNTS:
             raise profile.ProfileError(f"{case} for {chip}: libtpu cannot profile copy.1")
-        cycles = COUNTS[case] - 1000 * len(variant)
+        cycles = COUNTS[case] - (trial or {"sizes": {}})["sizes"].get("block", 0)
         return profile.Estimate(
             cycles=cycles,
             static_cycles=cycles,
@@ -39,12 +38,13 @@ def counted(monkeypatch):
             vmem_bytes=2**22,
             spill_bytes=2**19,
             operations={"kernel.1": cycles - 5000, "fusion": 5000},
+            looked_up=[["causal", "4 heads"], ["window", "1 head"]],
         )
 
     monkeypatch.setattr(profile, "require", lambda: None)
     monkeypatch.setattr(profile, "estimate", estimate)
     monkeypatch.setattr(profile, "temp_bytes", lambda module, case, *, chip: 30 * 2**20)
-    monkeypatch.setattr(bench_kernels, "_versions", lambda chips: {"libtpu": "0.0.1"})
+    monkeypatch.setattr(bench_kernels, "versions", lambda chips: {"libtpu": "0.0.1"})
     monkeypatch.setattr(table, "module_of", lambda op, case: f"kernels.{op}.cases")
     return asked
 
@@ -96,7 +96,7 @@ def test_a_backward_pass_is_counted_without_its_forward_pass(counted, tmp_path):
 def test_packing_is_a_ratio_and_nothing_is_counted_twice(counted, tmp_path):
     found = kernels(tmp_path, "--tpu_estimate=v5e", "--cases=causal_g3_fwd,packed_ratio", "--nopeers")
     assert found[1]["ratio"] == 0.4
-    assert counted == [("causal_g3_fwd", "v5e", ""), ("packed_causal_fwd", "v5e", "")]
+    assert counted == [("causal_g3_fwd", "v5e"), ("packed_causal_fwd", "v5e")]
 
 
 def test_memory_is_that_of_the_larger_shape_where_a_target_names_it(counted, tmp_path, capsys):
@@ -127,14 +127,9 @@ def test_a_kernel_that_does_not_exist_is_reported_not_left_out(monkeypatch):
         table.module_of(missing.op, missing.case)
 
 
-def test_a_search_marks_the_best_variant(counted, tmp_path, monkeypatch):
-    cases = types.SimpleNamespace(VARIANTS={"causal_g3_fwd": {"wide": None, "narrow": None}})
-    monkeypatch.setattr(bench_kernels.importlib, "import_module", lambda name: cases)
-    found = kernels(tmp_path, "--tpu_estimate=v5e", "--cases=causal_g3_fwd,packed_ratio", "--search")
-    assert [(row["variant"], row["cycles"], row["best"]) for row in found] == [
-        ("wide", 96_000, False),
-        ("narrow", 94_000, True),
-    ]
+def test_a_search_is_refused_a_report(counted, capsys):
+    assert run("--suite=kernels", "--tpu_estimate=v5e", "--search", "--report=docs/kernels.md") == 2
+    assert "--report means nothing here" in capsys.readouterr().err
 
 
 def test_the_report_goes_between_its_markers_and_nowhere_else(counted, tmp_path):

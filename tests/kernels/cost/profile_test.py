@@ -51,7 +51,7 @@ def test_profiles_are_read_from_the_files_libtpu_writes(tmp_path):
 
 def test_spills_are_read_from_the_report_on_vmem(tmp_path):
     blocks = [
-        {"allocations": [{"size": 8192, "tag": "SPILL"}, {"size": 2**20, "tag": "input window", "shape": "u8[1048576]"}]},
+        {"allocations": [{"size": 8192, "tag": "SPILL"}, {"size": 2**20, "tag": "window", "shape": "u8[1048576]"}]},
         {"allocations": [{"size": 4096, "tag": "SPILL"}]},
     ]
     operations = {"matmul.1": {"blocks": blocks}, "copy": {"blocks": [{"allocations": [{"size": 4096}]}]}}
