@@ -51,8 +51,11 @@ def _ours(row: table.Row, chip: str, count: Count) -> Figure:
         "operations": {},
         "target": row.target if chip == "v5e" else None,
         "temp_target": row.temp_target or None,
+        "not_built": row.not_built,
         "error": "",
     }
+    if row.not_built:
+        return figure
     try:
         case = row.counts or row.case
         found = count(table.module_of(row.op, case), case)
@@ -108,7 +111,7 @@ def line(figure: Figure) -> str:
     """The figure as a line of text."""
     head = f"{figure['case']:24s} {figure['chip']:4s}"
     counted = figure["cycles"] is not None
-    parts = [head, ours_shown(figure)] if counted else [head]
+    parts = [head, ours_shown(figure)] if counted else [head, figure["not_built"]]
     if figure["target"] and counted:
         parts.append(f"target {shown(figure['target'])} {target_verdict(figure)}")
     if figure["temp_bytes"] is not None:

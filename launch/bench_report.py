@@ -47,7 +47,7 @@ def _cells(figure: dict[str, Any]) -> tuple[str, ...]:
     return (
         figure["case"],
         figure["chip"],
-        bench_kernels.ours_shown(figure) if counted else figure["error"],
+        bench_kernels.ours_shown(figure) if counted else figure["not_built"] or figure["error"],
         _target(figure, counted=counted),
         _temp(figure),
         bench_kernels.mebibytes(figure["vmem_bytes"]) if figure["vmem_bytes"] else "",

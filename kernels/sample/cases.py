@@ -32,7 +32,7 @@ CASES: dict[str, Callable[[], tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]]
 SEARCH = {
     "sample_head": blocks.Search(
         "sample",
-        tuple({"part": part, "block": block} for part in (16, 32, 64) for block in (1024, 2048, 4096)),
+        tuple({"part": part, "block": block} for part in (32, 64) for block in (1024, 2048, 4096)),
         counts="sample_head_short",
     ),
 }

@@ -74,7 +74,7 @@ def test_nothing_is_written_where_nothing_could_be_counted_or_tried(search, caps
 
 def test_what_is_searched_is_a_case_of_the_table():
     searched = 0
-    for op in {row.op for row in table.ROWS}:
+    for op in {row.op for row in table.ROWS if not row.not_built}:
         rows = {row.case for row in table.ROWS if row.op == op}
         known = table.cases_of(op)
         for name in set(known.values()):

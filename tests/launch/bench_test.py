@@ -121,6 +121,26 @@ def test_a_case_that_cannot_be_counted_is_reported_not_left_out(counted, tmp_pat
     assert "cannot profile copy.1" in capsys.readouterr().out
 
 
+def test_the_file_is_a_list_with_what_others_read_of_it(counted, tmp_path):
+    """Names of cases and keys are an interface: scripts pick figures out of the file by them."""
+    names = "window_fwd window_fwd_bwd causal_g3_fwd causal_g3_bwd causal_g2_fwd causal_g2_bwd packed_ratio"
+    names += " token_logprob_fwd_grad token_logprob_fwd sample_head ring_decode full_decode lora_fwd"
+    found = kernels(tmp_path, "--tpu_estimate=v5e", f"--cases={','.join(names.split())}", status=1)
+    assert [figure["case"] for figure in found] == names.split()
+    for figure in found:
+        keys = {"case", "chip", "cycles", "temp_bytes", "target", "peer", "peer_cycles", "versions"}
+        assert keys | {"vmem_bytes", "spill_bytes", "hbm_bytes"} <= set(figure)
+
+
+def test_a_kernel_that_was_decided_against_is_no_failure(counted, tmp_path, capsys):
+    (figure,) = kernels(tmp_path, "--tpu_estimate=v5e", "--cases=lora_fwd")
+    assert (figure["cycles"], figure["error"], figure["peer"]) == (None, "", "lora_xla_fwd")
+    assert "not built: " in figure["not_built"]
+    assert figure["not_built"] in capsys.readouterr().out
+    assert f"| lora_fwd | v5e | {figure['not_built']} | 590,000 |" in bench_report.render([figure])
+    assert not [case for case, _ in counted if case == "lora_fwd"]
+
+
 def test_a_kernel_that_does_not_exist_is_reported_not_left_out(monkeypatch):
     missing = dataclasses.replace(table.ROWS[0], op="no_such_kernel")
     with pytest.raises(LookupError, match="kernels/no_such_kernel offers no cases"):
