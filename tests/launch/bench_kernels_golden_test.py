@@ -31,11 +31,14 @@ def cost(golden):
     return sum(figure["static_cycles"] or 0 for figure in (golden, *others))
 
 
-@pytest.mark.parametrize("chip", list(chips.CHIPS))
-def test_every_case_is_written_down_and_some_are_cheap_enough_to_count_again(chip):
-    figures = [golden for golden in GOLDEN if golden["chip"] == chip]
-    assert [figure["case"] for figure in figures] == [row.case for row in table.ROWS]
-    assert sum(bool(figure["cycles"]) and cost(figure) <= CHEAP[chip] for figure in figures) >= 3
+def test_every_case_is_written_down_and_some_of_each_chip_are_cheap_enough_to_count_again():
+    held = list(dict.fromkeys(golden["chip"] for golden in GOLDEN))
+    assert "v5e" in held
+    assert set(held) <= set(CHEAP) == set(chips.CHIPS)
+    for chip in held:
+        of_chip = [golden for golden in GOLDEN if golden["chip"] == chip]
+        assert [golden["case"] for golden in of_chip] == [row.case for row in table.ROWS]
+        assert sum(golden["cycles"] is not None and cost(golden) <= CHEAP[chip] for golden in of_chip) >= 3
 
 
 def test_the_page_shows_what_is_written_down():
