@@ -27,7 +27,7 @@ help:
 	@echo "make demo-base    pretrain the base model that the demo starts from"
 	@echo "make bench        check the kernels, then time what this machine can run"
 	@echo "make bench-kernels    estimated TPU cycles of the kernels and their peers (no TPU needed; CHIPS='v5e v5p v6e')"
-	@echo "make block-sizes  try the kernels' block sizes for those chips, and write the best into kernels/blocks"
+	@echo "make block-sizes  try the kernels' block sizes for those chips, and write the best into kernels/block_sizes"
 	@echo "make test         lint, types, wheel-check and every test"
 	@echo "make quick        lint and the tests that are not slow"
 	@echo "make lint | types | wheel-check    one of them"

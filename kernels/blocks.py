@@ -1,7 +1,7 @@
 """Block sizes of the kernels: what a search found for this chip and these shapes, else the kernel's own default.
 
-blocks/<chip>.json holds op -> shapes -> sizes; `bench --suite=kernels --search` writes it, and a kernel looks up what
-it is traced for by `sizes`.  Only sizes that a search found better than the default by more than a hair are there.
+block_sizes/<chip>.json holds op -> shapes -> sizes; `bench --suite=kernels --search` writes it, and a kernel looks up
+by `sizes` what it is traced for.  Only sizes that a search found better than the default by more than a hair are there.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import pathlib
 
 from thinkfirst.kernels import placement
 
-FOLDER = pathlib.Path(__file__).with_name("blocks")
+FOLDER = pathlib.Path(__file__).with_name("block_sizes")
 # JAX's device kind, which runtimes spell in two ways -> file
 CHIPS = {
     "TPU v5 lite": "v5e",

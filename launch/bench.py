@@ -25,7 +25,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_list("tpu_estimate", [], f"kernels: chips to count for: {', '.join(chips.CHIPS)}", flag_values=line)
     flags.DEFINE_list("cases", [], "kernels: the cases to count (default: all)", flag_values=line)
     flags.DEFINE_bool("peers", default=True, help="kernels: count the peers too", flag_values=line)
-    flags.DEFINE_bool("search", default=False, help="kernels: try block sizes, write kernels/blocks", flag_values=line)
+    flags.DEFINE_bool("search", default=False, help="kernels: try block sizes, keep the best", flag_values=line)
     flags.DEFINE_string("report", "", "kernels: also put the table into this Markdown file", flag_values=line)
     flags.DEFINE_string("out", "", "also write the figures to this JSON file", flag_values=line)
     return line

@@ -1,4 +1,4 @@
-"""Block sizes by search: every choice that a case offers is counted, and the best goes into kernels/blocks/<chip>.json.
+"""Block sizes by search: each choice that a case offers is counted, the best is kept in kernels/block_sizes.
 
 A case is searched if its module has it in SEARCH.  What the kernel would take without any table is tried first, and
 stays unless another choice takes a hundredth off the program's cycles.

@@ -16,7 +16,7 @@ DEFAULT = {"block": 512, "part": 32}
 
 @pytest.fixture
 def tables(monkeypatch, tmp_path):
-    """An empty folder in the place of kernels/blocks."""
+    """An empty folder in the place of kernels/block_sizes."""
     monkeypatch.setattr(blocks, "FOLDER", tmp_path)
     blocks.table.cache_clear()
     yield tmp_path
