@@ -4,19 +4,22 @@ PYTHON ?= python3
 JOBS ?= 2
 SEED ?= 0
 ARGS ?=
-CHIPS ?= v5e
+CHIPS ?= v5e v5p v6e
 EXTRAS ?= test
 
 JAX_PLATFORMS ?= cpu
 export JAX_PLATFORMS
 export ALLOW_MULTIPLE_LIBTPU_LOAD = 1
 
+EMPTY :=
+SPACE := $(EMPTY) $(EMPTY)
+COMMA := ,
 BIN := .venv/bin
 LAYERS := core kernels models rl launch
 READY := .venv/.ok
 TRITON := .venv/.triton-ok
 
-.PHONY: help demo demo-small demo-base bench bench-kernels bench-tunix tunix-env test quick lint types wheel-check build-file golden parity clean
+.PHONY: help demo demo-small demo-base bench bench-kernels block-sizes bench-tunix tunix-env test quick lint types wheel-check build-file golden parity clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,7 +27,8 @@ help:
 	@echo "make demo-small   the same, smaller: what .ci/run does"
 	@echo "make demo-base    pretrain the base model that the demo starts from"
 	@echo "make bench        check the kernels, then time what this machine can run"
-	@echo "make bench-kernels    estimated TPU cycles of the kernels and their peers (no TPU needed; CHIPS=v5e)"
+	@echo "make bench-kernels    estimated TPU cycles of the kernels and their peers (no TPU needed; CHIPS='v5e v5p v6e')"
+	@echo "make block-sizes  try the kernels' block sizes for those chips, and write the best into kernels/block_sizes"
 	@echo "make bench-tunix  rollouts of Tunix's sampler and ours in turn (make tunix-env installs Tunix: 3 GB)"
 	@echo "make test         lint, types, wheel-check and every test"
 	@echo "make quick        lint and the tests that are not slow"
@@ -50,8 +54,12 @@ bench: $(READY)
 # Writes the table of docs/kernels.md and what tests/launch/bench_kernels_golden_test.py holds the kernels to.
 bench-kernels: $(READY)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests/kernels
-	$(BIN)/python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=$(CHIPS) \
+	$(BIN)/python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=$(subst $(SPACE),$(COMMA),$(strip $(CHIPS))) \
 	  --report=docs/kernels.md --out=tests/golden/kernel_cycles.json $(ARGS)
+
+block-sizes: $(READY)
+	$(BIN)/python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=$(subst $(SPACE),$(COMMA),$(strip $(CHIPS))) \
+	  --search $(ARGS)
 
 bench-tunix: $(READY)
 	$(BIN)/python -m thinkfirst.launch.bench --suite=rollout --peer=tunix $(ARGS)

@@ -14,9 +14,10 @@ from typing import Any
 from absl import flags
 
 from thinkfirst.core import files, runtime
-from thinkfirst.kernels import placement
+from thinkfirst.kernels import blocks, placement
 from thinkfirst.kernels.cost import chips, profile
 from thinkfirst.launch import (
+    bench_blocks,
     bench_engine,
     bench_gpu,
     bench_kernels,
@@ -37,7 +38,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_list("tpu_estimate", [], f"kernels: chips to count for: {', '.join(chips.CHIPS)}", flag_values=line)
     flags.DEFINE_list("cases", [], "kernels: the cases to measure (default: all)", flag_values=line)
     flags.DEFINE_bool("peers", default=True, help="kernels: measure the peers too", flag_values=line)
-    flags.DEFINE_bool("search", default=False, help="kernels: count the variants of the cases", flag_values=line)
+    flags.DEFINE_bool("search", default=False, help="kernels: try block sizes, keep the best", flag_values=line)
     flags.DEFINE_string("report", "", "kernels: also put the table into this Markdown file", flag_values=line)
     flags.DEFINE_string("out", "", "also write the figures to this JSON file", flag_values=line)
     return line
@@ -91,7 +92,7 @@ def _kernels(line: flags.FlagValues) -> tuple[Any, int]:
         raise ValueError(f"--suite=kernels needs --tpu_estimate: {', '.join(chips.CHIPS)}; or a GPU")
     if line.search:
         _reject(line, "report")
-        return bench_kernels.search(line.tpu_estimate, line.cases)
+        return bench_blocks.search(line.tpu_estimate, line.cases, blocks.FOLDER)
     report = pathlib.Path(line.report) if line.report else None
     if report:
         bench_report.check(report)

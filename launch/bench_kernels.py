@@ -1,7 +1,6 @@
 """Estimated cycles of the kernels and their peers on TPU chips that are not there (kernels/cost)."""
 
 import functools
-import importlib
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,38 +14,20 @@ Count = Callable[[str, str], profile.Estimate]  # of a module and a case
 def run(chip_names: Sequence[str], case_names: list[str], *, peers: bool) -> tuple[list[Figure], int]:
     """A figure per case and chip, printed as they come; 1 if a case could not be counted, else 0."""
     rows = table.chosen(case_names)
-    versions = _versions(chip_names)
-    print(f"estimated cycles, by the static profile of libtpu {versions['libtpu']}; no TPU has run these programs")
+    counted_by = versions(chip_names)
+    print(f"estimated cycles, by the static profile of libtpu {counted_by['libtpu']}; no TPU has run these programs")
     figures = []
     for chip in chip_names:
         count = functools.cache(functools.partial(profile.estimate, chip=chip))
         for row in rows:
-            figure = {**_ours(row, chip, count), **_peer(row, chip, count, asked=peers), "versions": versions}
+            figure = {**_ours(row, chip, count), **_peer(row, chip, count, asked=peers), "versions": counted_by}
             figures.append(figure)
             print(line(figure), flush=True)
     return figures, int(any(figure["error"] for figure in figures))
 
 
-def search(chip_names: Sequence[str], case_names: list[str]) -> tuple[list[Figure], int]:
-    """Every variant that a case offers, counted; the best of each case and chip is marked.  1 if there are none."""
-    versions = _versions(chip_names)
-    figures = []
-    for chip in chip_names:
-        for row in table.chosen(case_names):
-            found = [
-                {"case": row.case, "chip": chip, "variant": name, **counted, "versions": versions}
-                for name, counted in _variants(row, chip)
-            ]
-            best = min((figure["cycles"] for figure in found if figure["cycles"]), default=None)
-            for figure in found:
-                figure["best"] = best is not None and figure["cycles"] == best
-            figures += found
-    if not figures:
-        print("none of these cases offers variants")
-    return figures, int(not figures)
-
-
-def _versions(chip_names: Sequence[str]) -> dict[str, str]:
+def versions(chip_names: Sequence[str]) -> dict[str, str]:
+    """What estimates are made with; an error for a chip that there are none for, and where there is no libtpu."""
     for name in chip_names:
         chips.named(name)
     profile.require()
@@ -66,11 +47,15 @@ def _ours(row: table.Row, chip: str, count: Count) -> Figure:
         "temp_bytes": None,
         "temp_case": None,
         "vmem_bytes": None,
+        "spill_bytes": None,
         "operations": {},
         "target": row.target if chip == "v5e" else None,
         "temp_target": row.temp_target or None,
+        "not_built": row.not_built,
         "error": "",
     }
+    if row.not_built:
+        return figure
     try:
         case = row.counts or row.case
         found = count(table.module_of(row.op, case), case)
@@ -122,29 +107,11 @@ def _peer(row: table.Row, chip: str, count: Count, *, asked: bool) -> Figure:
     return figure
 
 
-def _variants(row: table.Row, chip: str) -> list[tuple[str, Figure]]:
-    """(name, count) of each variant of the case, printed as they come."""
-    try:
-        module = table.module_of(row.op, row.case)
-    except LookupError:
-        return []
-    found = []
-    for name in getattr(importlib.import_module(module), "VARIANTS", {}).get(row.case, {}):
-        figure: Figure = {"cycles": None, "error": ""}
-        try:
-            figure["cycles"] = profile.estimate(module, row.case, chip=chip, variant=name).cycles
-        except profile.ProfileError as error:
-            figure["error"] = str(error)
-        print(f"{row.case:24s} {chip:4s} {figure['cycles'] or figure['error']:>12}  {name}", flush=True)
-        found.append((name, figure))
-    return found
-
-
 def line(figure: Figure) -> str:
     """The figure as a line of text."""
     head = f"{figure['case']:24s} {figure['chip']:4s}"
     counted = figure["cycles"] is not None
-    parts = [head, ours_shown(figure)] if counted else [head]
+    parts = [head, ours_shown(figure)] if counted else [head, figure["not_built"]]
     if figure["target"] and counted:
         parts.append(f"target {shown(figure['target'])} {target_verdict(figure)}")
     if figure["temp_bytes"] is not None:

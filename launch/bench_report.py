@@ -35,7 +35,7 @@ def made(figures: list[dict[str, Any]], date: str) -> str:
 
 def render(figures: list[dict[str, Any]]) -> str:
     """A Markdown table, a line per case and chip."""
-    heads = ("case", "chip", "estimated cycles", "target", "temp", "VMEM", "peer", "its cycles", "its temp")
+    heads = ("case", "chip", "estimated cycles", "target", "temp", "VMEM", "spills", "peer", "its cycles", "its temp")
     rows = [heads, ("---",) * len(heads), *map(_cells, figures)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
@@ -47,10 +47,11 @@ def _cells(figure: dict[str, Any]) -> tuple[str, ...]:
     return (
         figure["case"],
         figure["chip"],
-        bench_kernels.ours_shown(figure) if counted else figure["error"],
+        bench_kernels.ours_shown(figure) if counted else figure["not_built"] or figure["error"],
         _target(figure, counted=counted),
         _temp(figure),
         bench_kernels.mebibytes(figure["vmem_bytes"]) if figure["vmem_bytes"] else "",
+        bench_kernels.mebibytes(figure["spill_bytes"]) if counted else "",
         "<br>".join(name for name, _ in peers),
         "<br>".join(cycles for _, cycles in peers),
         bench_kernels.mebibytes(figure["peer_temp_bytes"]) if figure["peer_temp_bytes"] is not None else "",

@@ -4,6 +4,7 @@ The matrix products are those of JAX's guide to Pallas matmuls on v5e: 4096 x 40
 kernel with 512 x 1024 x 1024 blocks.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 BLOCK = (512, 1024, 1024)
+SMALL_BLOCK = (128, 128, 128)  # few enough values that no register is spilled
 
 
 def _body(left_ref, right_ref, out_ref, sum_ref):  # type: ignore[no-untyped-def]
@@ -26,9 +28,9 @@ def _body(left_ref, right_ref, out_ref, sum_ref):  # type: ignore[no-untyped-def
         out_ref[...] = sum_ref[...].astype(out_ref.dtype)
 
 
-def matmul(left: jax.Array, right: jax.Array) -> jax.Array:
+def matmul(left: jax.Array, right: jax.Array, block: tuple[int, int, int] = BLOCK) -> jax.Array:
     """The product, by blocks: grid (rows, columns, inner), the float32 sum carried over the inner axis."""
-    rows, columns, inner = BLOCK
+    rows, columns, inner = block
     return pl.pallas_call(
         _body,
         grid=(left.shape[0] // rows, right.shape[1] // columns, left.shape[1] // inner),
@@ -52,4 +54,5 @@ CASES: dict[str, Callable[[], tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]]
     "matmul_pallas": lambda: (matmul, _square(4096)),
     "matmul_xla": lambda: (jnp.dot, _square(4096)),
     "matmul_small": lambda: (matmul, _square(1024)),
+    "matmul_small_block": lambda: (functools.partial(matmul, block=SMALL_BLOCK), _square(256)),
 }

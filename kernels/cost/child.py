@@ -1,7 +1,8 @@
 """Compiles one case for a chip that is not there, in a process of its own: libtpu reads its flags once.
 
-Reads a request {"module", "case", "topology", "result"} as JSON from standard input and writes what the compiler says
-of the program to the file `result`.  The static profile itself is written by libtpu, to where LIBTPU_INIT_ARGS says.
+Reads a request {"module", "case", "trial", "topology", "result"} as JSON from standard input and writes what the
+compiler says of the program to the file `result`.  A trial {"op", "sizes"} puts block sizes in the place of those the
+kernel would take.  The static profile itself is written by libtpu, to where LIBTPU_INIT_ARGS says.
 """
 
 import importlib
@@ -9,11 +10,14 @@ import json
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 from jax.experimental import topologies
 
+from thinkfirst.kernels import blocks
 from thinkfirst.kernels.cost import hlo, traffic
 
 
@@ -23,17 +27,19 @@ def placed(operands: Any, device: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), operands)
 
 
-def described(module: str, case: str, variant: str, topology: str) -> dict[str, Any]:
-    """What the compiler says of the case: memory, the bytes its kernels move, and the names of its kernels."""
+def described(module: str, case: str, trial: dict[str, Any] | None, topology: str) -> dict[str, Any]:
+    """What the compiler says of the case: memory, bytes and names of its kernels, block sizes looked up."""
     device: Any = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     cases = importlib.import_module(module)
-    function, operands = cases.VARIANTS[case][variant]() if variant else cases.CASES[case]()
+    function, operands = cases.CASES[case]()
     jitted = function if hasattr(function, "trace") else jax.jit(function)
     # so that a kernel which asks pltpu.get_tpu_info() hears of this chip
     abstract = jax.sharding.AbstractDevice(
         device_kind=device.device_kind, num_cores=getattr(device, "num_cores", 1), platform="tpu"
     )
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=abstract)):
+    asked: list[tuple[str, str]] = []
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=abstract)
+    with jax.sharding.use_abstract_mesh(mesh), mock.patch.object(blocks, "sizes", _looked_up(trial, asked)):
         traced = jitted.trace(*placed(operands, device))
         compiled = traced.lower().compile()
     memory = compiled.memory_analysis()
@@ -54,7 +60,19 @@ def described(module: str, case: str, variant: str, topology: str) -> dict[str, 
         "kernels": kernels,
         "moved": moved,
         "moved_by_xla": hlo.hbm_bytes(text),
+        "looked_up": sorted(set(asked)),
     }
+
+
+def _looked_up(trial: dict[str, Any] | None, asked: list[tuple[str, str]]) -> Callable[..., blocks.Sizes]:
+    """`blocks.sizes`, but it notes what it is asked for and gives the op of the trial the sizes on trial."""
+    known = blocks.sizes
+
+    def sizes(op: str, shapes: str, default: blocks.Sizes) -> blocks.Sizes:
+        asked.append((op, shapes))
+        return {**default, **trial["sizes"]} if trial and trial["op"] == op else known(op, shapes, default)
+
+    return sizes
 
 
 def main() -> None:

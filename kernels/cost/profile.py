@@ -24,6 +24,8 @@ from thinkfirst.kernels.cost import chips
 CHILD = "thinkfirst.kernels.cost.child"
 # XLA would keep some operands in VMEM; the profiler misprices such copies, or gives up.  v5e and v5p, then v6e.
 ALL_IN_HBM = "--xla_vf_vmem_memory_space_assignment=false --xla_gf_vmem_memory_space_assignment=false"
+# Of all that libtpu can dump, the report on VMEM alone: the whole is half a gigabyte for an attention kernel.
+REPORT_ONLY = "--xla_jf_dump_llo_pass_label_regex=vmem_report --xla_jf_dump_hlo_text=false"
 # No TPU is looked for, on this machine or in the cloud; several such processes may run at once; nothing is taken from a
 # cache, for only what is compiled is profiled.
 ALONE = {
@@ -54,7 +56,9 @@ class Estimate:
     hbm_bytes: int  # moved by the Pallas calls
     temp_bytes: int  # HBM beside operands and results
     vmem_bytes: int  # of the kernel that takes the most
+    spill_bytes: int  # of VMEM for spilled vector registers, of the kernel that spills the most
     operations: dict[str, int]  # cycles of each
+    looked_up: list[list[str]]  # (op, shapes) whose block sizes the program asked for
 
 
 def require() -> None:
@@ -63,28 +67,29 @@ def require() -> None:
         raise Unavailable("libtpu is not installed: pip install 'thinkfirst[tpu]' (Linux on x86-64 only)")
 
 
-def estimate(module: str, case: str, *, chip: str, variant: str = "", seconds: float = 900.0) -> Estimate:
-    """The estimate of `module.CASES[case]`, or of `module.VARIANTS[case][variant]`."""
+def estimate(module: str, case: str, *, chip: str, trial: dict | None = None, seconds: float = 900.0) -> Estimate:
+    """The estimate of `module.CASES[case]`; a `trial` {"op", "sizes"} gives one of its kernels other block sizes."""
     target = chips.named(chip)
     require()
     with tempfile.TemporaryDirectory() as scratch:
-        said = _asked(module, case, variant, target, profiles=scratch, seconds=seconds)
+        said = _asked(module, case, trial, target, profiles=scratch, seconds=seconds)
         operations = read_profiles(pathlib.Path(scratch))
-    lost = [kernel for kernel in said["kernels"] if kernel not in operations]
+        spills = read_spills(pathlib.Path(scratch))
+    lost = [kernel for kernel in said["kernels"] if kernel not in operations or kernel not in spills]
     if lost:
-        raise ProfileError(f"{case} for {chip}: libtpu gave no profile of {', '.join(lost)}")
-    return summed(target, said, operations)
+        raise ProfileError(f"{case} for {chip}: libtpu gave no profile, or no report on VMEM, of {', '.join(lost)}")
+    return summed(target, said, operations, spills)
 
 
 def temp_bytes(module: str, case: str, *, chip: str, seconds: float = 900.0) -> int:
     """HBM that the case needs beside operands and results, from compiling it alone."""
     target = chips.named(chip)
     require()
-    return _asked(module, case, "", target, profiles="", seconds=seconds)["temp_bytes"]
+    return _asked(module, case, None, target, profiles="", seconds=seconds)["temp_bytes"]
 
 
-def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int]) -> Estimate:
-    """The estimate from what the compiler said and the static cycles of each operation."""
+def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int], spills: dict[str, int]) -> Estimate:
+    """The estimate from what the compiler said, and the static cycles and the spilled bytes of each operation."""
     operations = dict(static)
     by_pallas = bytes_of_kernels(said["kernels"], said["moved"])
     for name, size in {**said["moved_by_xla"], **by_pallas}.items():
@@ -97,7 +102,9 @@ def summed(chip: chips.Chip, said: dict[str, Any], static: dict[str, int]) -> Es
         hbm_bytes=sum(by_pallas.values()),
         temp_bytes=said["temp_bytes"],
         vmem_bytes=said["vmem_bytes"],
+        spill_bytes=max((spills[name] for name in by_pallas), default=0),
         operations=operations,
+        looked_up=said["looked_up"],
     )
 
 
@@ -133,6 +140,21 @@ def read_profiles(folder: pathlib.Path) -> dict[str, int]:
     return found
 
 
+def read_spills(folder: pathlib.Path) -> dict[str, int]:
+    """Bytes of VMEM that spilled vector registers of each operation take, 4 KiB apiece, from the report on VMEM."""
+    found = {}
+    for file in folder.glob("*vmem_report.html"):
+        text = file.read_text()
+        data = re.search(r"DATA\s*=\s*(?=\{)", text)
+        if data is None:
+            raise ProfileError("libtpu's report on VMEM is not of the form that is read here")
+        report, _ = json.JSONDecoder().raw_decode(text[data.end() :])
+        for name, operation in report["hlo_breakdowns"].items():
+            allocations = (allocation for block in operation["blocks"] for allocation in block["allocations"])
+            found[name] = sum(one["size"] for one in allocations if one.get("tag") == "SPILL")
+    return found
+
+
 def why(status: int, stderr: str) -> str:
     """One line on a child that failed: the operation if libtpu names one, else the error."""
     profiler = re.search(r"Static LLO profiling of (\S+) failed: (.*)", stderr)
@@ -147,12 +169,16 @@ def why(status: int, stderr: str) -> str:
     return f"exit status {status}: {last}"
 
 
-def _asked(module: str, case: str, variant: str, chip: chips.Chip, *, profiles: str, seconds: float) -> dict[str, Any]:
+def _asked(
+    module: str, case: str, trial: dict | None, chip: chips.Chip, *, profiles: str, seconds: float
+) -> dict[str, Any]:
     """What the child says of the case; it profiles into the folder `profiles`, if one is given."""
-    flags = f"--xla_jf_dump_static_llo_profile_to={profiles} {ALL_IN_HBM}" if profiles else ALL_IN_HBM
+    flags = ALL_IN_HBM
+    if profiles:
+        flags += f" --xla_jf_dump_static_llo_profile_to={profiles} --xla_jf_dump_to={profiles} {REPORT_ONLY}"
     with tempfile.TemporaryDirectory() as scratch:
         result = pathlib.Path(scratch, "result.json")
-        request = {"module": module, "case": case, "variant": variant, "topology": chip.topology, "result": str(result)}
+        request = {"module": module, "case": case, "trial": trial, "topology": chip.topology, "result": str(result)}
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", CHILD],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from thinkfirst.kernels import blocks
 from thinkfirst.kernels.sample import tpu
 
 
@@ -25,5 +26,13 @@ def sample_head(rows: int = 64, vocabulary: int = 262_144, width: int = 1152) ->
 
 CASES: dict[str, Callable[[], tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]]] = {
     "sample_head": sample_head,
+    "sample_head_short": functools.partial(sample_head, vocabulary=32_768),
     "sample_head_2b": functools.partial(sample_head, vocabulary=256_000, width=2304),
+}
+SEARCH = {
+    "sample_head": blocks.Search(
+        "sample",
+        tuple({"part": part, "block": block} for part in (32, 64) for block in (1024, 2048, 4096)),
+        counts="sample_head_short",
+    ),
 }

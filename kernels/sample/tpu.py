@@ -29,6 +29,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, Key, UInt
 
+from thinkfirst.kernels import blocks
 from thinkfirst.kernels.sample import floor, noise, reference
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
 
@@ -188,7 +189,7 @@ def draw(
     soft_cap: float = 0.0,
     axis_name: str | None = None,
     block: int | None = None,
-    part: int = PART,
+    part: int | None = None,
     interpret: Any = False,
 ) -> Draw:
     """One token of each row, among those with cap(z) / temperature >= floor_B.
@@ -199,7 +200,9 @@ def draw(
     batch, (size, width) = hidden_BD.shape[0], table_VD.shape
     row_width = next((lanes for lanes in ROW_WIDTHS if batch <= lanes), LANES)
     fold, groups = LANES // row_width, -(-batch // row_width)
-    part = min(part, _round_up(-(-size // fold), 2 * SUBLANES))
+    known = blocks.sizes("sample", f"{row_width} rows of {width} {hidden_BD.dtype}", {"part": PART, "block": 0})
+    part = min(part or known["part"], _round_up(-(-size // fold), 2 * SUBLANES))
+    block = block or known["block"]
     block = block or max(1, BLOCK_BYTES // (width * hidden_BD.dtype.itemsize * part * fold)) * part * fold
     block = min(block, _round_up(size, part * fold))
     if block % (part * fold):

@@ -1,6 +1,7 @@
 """Estimated cycles: the arithmetic by hand, the compiler's word for real, and published timings."""
 
 import importlib.util
+import json
 import sys
 
 import pytest
@@ -24,10 +25,11 @@ def test_a_chip_turns_bytes_into_cycles():
 def test_each_operation_is_held_to_the_time_of_its_bytes():
     static = {"flash.1": 7_000, "flash.2": 9_000, "fusion": 500, "reduce": 10}
     said = {**SAID, "moved": FLASH, "moved_by_xla": {"fusion": 5460, "reduce": 54_600, "inside.a.fusion": 10**9}}
-    found = profile.summed(chips.named("v5e"), said, static)
+    found = profile.summed(chips.named("v5e"), said, static, {"flash.1": 8192, "flash.2": 4096, "fusion": 65_536})
     assert found.operations == {"flash.1": 10_000, "flash.2": 9_000, "fusion": 500, "reduce": 100}
     assert (found.cycles, found.static_cycles, found.kernel_cycles) == (19_600, 16_510, 19_000)
     assert (found.hbm_bytes, found.temp_bytes, found.vmem_bytes) == (5_460_546, 1024, 4096)
+    assert found.spill_bytes == 8192, "what the worst of our kernels spills; XLA's own operations are not ours to tune"
 
 
 def test_a_kernel_is_known_by_the_name_of_its_call_though_it_was_differentiated():
@@ -45,6 +47,20 @@ def test_profiles_are_read_from_the_files_libtpu_writes(tmp_path):
     )
     (tmp_path / "b.textproto").write_text('hlo_op_estimate {\n  hlo_op_name: "reduce.1"\n}\n')
     assert profile.read_profiles(tmp_path) == {"matmul.1": 24866, "fusion": 30, "reduce.1": 0}
+
+
+def test_spills_are_read_from_the_report_on_vmem(tmp_path):
+    blocks = [
+        {"allocations": [{"size": 8192, "tag": "SPILL"}, {"size": 2**20, "tag": "window", "shape": "u8[1048576]"}]},
+        {"allocations": [{"size": 4096, "tag": "SPILL"}]},
+    ]
+    operations = {"matmul.1": {"blocks": blocks}, "copy": {"blocks": [{"allocations": [{"size": 4096}]}]}}
+    report = json.dumps({"global_info": {"module_name": "x"}, "hlo_breakdowns": operations}, indent=2)
+    (tmp_path / "1-TLP-00-vmem_report.html").write_text(f"<script>\n const DATA ={report};\n let a = {{}};\n</script>")
+    assert profile.read_spills(tmp_path) == {"matmul.1": 12_288, "copy": 0}
+    (tmp_path / "1-TLP-00-vmem_report.html").write_text("<script></script>")
+    with pytest.raises(profile.ProfileError, match="not of the form"):
+        profile.read_spills(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +107,19 @@ def test_a_child_tells_memory_kernels_and_cycles():
     assert 16_384 < found.cycles < 33_000
     assert found.hbm_bytes == (2 * 512 * 1024 + 1024 * 1024 + 1024 * 1024) * 2
     assert found.temp_bytes == 0
-    assert 0 < found.vmem_bytes < 16 * 2**20
+    assert 0 < found.spill_bytes < found.vmem_bytes < 16 * 2**20
     assert profile.estimate(CALIBRATION, "matmul_small", chip="v5e") == found, "the count must not vary"
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", list(chips.CHIPS))
+def test_a_large_block_spills_and_a_small_one_does_not(chip):
+    """A block of 512 x 1024 sums is 512 registers of 8 x 128, one of 128 x 128 is 16; there are 64."""
+    assert profile.estimate(CALIBRATION, "matmul_small_block", chip=chip).spill_bytes == 0
+    spilled = profile.estimate(CALIBRATION, "matmul_small", chip=chip).spill_bytes
+    assert spilled > 0
+    assert spilled % 4096 == 0
 
 
 @needs_libtpu
