@@ -9,7 +9,6 @@ lane, its place in the batch, the mesh and the number of hosts are.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,14 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.core import sharding
-from thinkfirst.kernels import on_mesh
 from thinkfirst.models import gemma, kv_cache, lora
-from thinkfirst.rl import batch, scheduler, stopping
+from thinkfirst.rl import batch, rollout_program, scheduler, stopping
 from thinkfirst.rl import spread as spread_lib
 
 LANES = 64  # per data shard, unless the caller asks for more or fewer
@@ -52,13 +50,12 @@ class Engine:
         if lanes < 1 or room < 1:
             raise ValueError(f"an engine needs at least one lane and room for one token: {lanes=} {room=}")
         self.model, self.room, self.lanes = model, room, lanes
-        self.compiles = 0
         self.metrics: dict[str, float] = {}
         self._mesh, self._shards = mesh, mesh_lib.num_row_shards(mesh)
         padded = np.full(-(-max(1, len(stop_ids)) // STOP_IDS) * STOP_IDS, -1, np.int32)
         padded[: len(stop_ids)] = stop_ids
         self._stop_ids = jax.device_put(padded, sharding.replicated(mesh))
-        self._programs = functools.cache(self._compiled)
+        self._programs = rollout_program.Programs(model, mesh)
         self._caches: tuple[Any, scheduler.Caches] | None = None
 
     def sample(
@@ -104,13 +101,12 @@ class Engine:
         shape = self._shape(spread, prompts.tokens_PT.shape[1], truncated=sampling.truncated)
         queue = jax.device_put(spread.queue(prompts, limit_B, shape), sharding.rows(self._mesh))
         call = jax.device_put(self._call(sampling, key, turns), sharding.replicated(self._mesh))
-        begin, advance = self._programs(shape)
-        state = begin(self._held(shape))
+        state = self._programs.begin(shape)(self._held(shape))
         cuts = stopping.Cuts(cut or (lambda tokens: None), len(limit_B), self.room)
         waited = 0.0
         while True:
             ended = jax.device_put(spread.padded(cuts.ended_B, shape), sharding.rows(self._mesh))
-            state = advance(state, (params, adapter), queue, ended, call)
+            state = self._programs.advance(shape)(state, (params, adapter), queue, ended, call)
             start = time.perf_counter()
             host = _fetched((state.rollout, state.lanes.row_E, state.counts))
             waited += time.perf_counter() - start
@@ -126,6 +122,11 @@ class Engine:
             "rollout/host_share": 1.0 - waited / (time.perf_counter() - begun),
         }
         yield Progress(rollout, ended_B)
+
+    @property
+    def compiles(self) -> int:
+        """How often a program has been traced and compiled."""
+        return self._programs.compiles
 
     def release(self) -> None:
         """Gives the memory of the caches back; the next call allocates them anew."""
@@ -148,38 +149,6 @@ class Engine:
         rooms = kv_cache.Rooms(width, self.room)
         return scheduler.shape_of(most, most * spread.group, lanes=self.lanes, rooms=rooms, truncated=truncated)
 
-    def _compiled(self, shape: scheduler.Shape) -> tuple[Any, Any]:
-        """(caches -> state, (state, ...) -> state) of a bucket; what they begin with is donated."""
-        rows, same = sharding.rows_spec(), sharding.replicated_spec()
-        state = _state(sharding.work_spec("LB", axes=mesh_lib.BATCH_AXES), rows)
-        begin = functools.partial(scheduler.begin, model=self.model, shape=shape)
-
-        def advance(state: Any, policy: Any, queue: Any, ended_B: Any, call: Any) -> Any:
-            self.compiles += 1  # when it is traced, that is
-            params, adapter = policy
-            return scheduler.Program(self.model, shape, params, adapter, queue, call).advance(state, ended_B)
-
-        return (
-            self._mapped(begin, (state.caches,), state, donate=True),
-            self._mapped(advance, (state, same, rows, rows, same), state, donate=True),
-        )
-
-    def _mapped(self, function: Any, operands: Any, results: Any, *, donate: bool = False) -> Any:
-        """The compiled `function` of each data shard; key/value heads of caches are over `tensor` where they divide."""
-        whole = on_mesh.whole_heads(self._mesh, self.model.config.num_kv_heads)
-        caches = NamedSharding(self._mesh, sharding.work_spec("LBSKH", whole=whole))
-        state = _state(caches, sharding.rows(self._mesh))
-        mapped = jax.shard_map(
-            function,
-            mesh=self._mesh,
-            in_specs=operands,
-            out_specs=results,
-            axis_names=set(mesh_lib.BATCH_AXES),
-            check_vma=False,
-        )
-        layout = state if isinstance(results, scheduler.State) else state.caches
-        return jax.jit(mapped, donate_argnums=0 if donate else (), out_shardings=layout)
-
     def _held(self, shape: scheduler.Shape) -> scheduler.Caches:
         """The caches of the last call if they fit, else new ones."""
         held, self._caches = self._caches, None
@@ -187,8 +156,7 @@ class Engine:
         if held is not None and held[0] == key:
             return held[1]
         del held
-        caches = sharding.work_spec("LB", axes=mesh_lib.BATCH_AXES)
-        return self._mapped(functools.partial(scheduler.empty, self.model, shape), (), caches)()
+        return self._programs.empty(shape)()
 
     def _keep(self, shape: scheduler.Shape, caches: scheduler.Caches, *, sound: bool) -> None:
         """Keeps the caches for the next call, but not those that may hold a NaN: masked, it would still spread."""
@@ -210,11 +178,6 @@ class Engine:
             "rollout/ended_by_stop": float(rollout.stopped_B.mean()),
             "rollout/ended_by_length": 1.0 - float(rollout.stopped_B.mean()),
         }
-
-
-def _state(caches: Any, rest: Any) -> Any:
-    """How a state is spread: caches by their second axis, all else by its first."""
-    return scheduler.State(caches, rest, rest, rest, rest)
 
 
 def _no_rows(room: int) -> batch.Rollout:

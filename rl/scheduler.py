@@ -83,7 +83,7 @@ class Call:
     """What all shards are told: temperature, top_k, top_p, min_p; the tokens that end a row; the step's key; turns."""
 
     limits: dict[str, Any]
-    stop_ids: Int[Array, "_"]
+    stop_ids: Int[batch.AnyArray, "_"]
     key: Key[Array, ""]
     turns: Int[batch.AnyScalar, ""]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,10 @@ import pytest
 import slices
 
 from thinkfirst.core import sharding
-from thinkfirst.models import config
-from thinkfirst.rl import batch, learner
+from thinkfirst.models import config, kv_cache
+from thinkfirst.rl import batch, learner, objective, rollout_program, scheduler
 
-PROMPT, NEW = 256, 256
+PROMPT, NEW = 256, 512
 MESHES = {"rows": {}, "both": {"data": 2, "fsdp": 2, "tensor": 2}}
 
 
@@ -50,15 +51,37 @@ def largest(text):
 @pytest.mark.parametrize("make", [config.gemma3_1b, config.gemma2_2b])
 def test_the_grpo_step_takes_the_kernels(make, shape):
     devices = slices.layout("v5e:2x4", **MESHES[shape])
-    whole = make()
-    sizes = dataclasses.replace(whole, num_layers=len(whole.pattern))
+    sizes = dataclasses.replace(make(), num_layers=2, pattern=("local", "global"))
     model, params, factors = slices.policy(sizes, devices)
     transform = optax.adam(1e-3)
     state = slices.on(jax.eval_shape(transform.init, factors), sharding.replicated(devices))
-    step = learner.make_step(model, transform, learner.LossConfig(), micro_batches=1, remat=True)
+    step = learner.make_step(model, transform, objective.LossConfig(), micro_batches=1, remat=True)
     temperature = slices.on(jax.ShapeDtypeStruct((), jnp.float32), sharding.replicated(devices))
+    t0=time.time()
     compiled = step.lower(factors, state, params, experience(16, devices), temperature).compile()
     text = compiled.as_text()
-    print(len(kernels_of(text)), compiled.memory_analysis().temp_size_in_bytes / 2**20, largest(text) / 1e6)
+    print(time.time()-t0, len(kernels_of(text)), compiled.memory_analysis().temp_size_in_bytes / 2**20, largest(text))
     assert kernels_of(text)
     assert largest(text) <= sizes.vocab_size * sizes.width
+
+
+ROOMS = kv_cache.Rooms(256, 1024)
+
+
+def advance(sizes, devices, *, lanes, truncated=False):
+    """The engine's program, with rows for two rounds of its lanes in groups of 8, compiled for a slice."""
+    model, params, factors = slices.policy(sizes, devices)
+    shape = scheduler.shape_of(2 * lanes // 8, 2 * lanes, lanes=lanes, rooms=ROOMS, truncated=truncated)
+    return rollout_program.Programs(model, devices).lower(shape, params, factors).compile()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("truncated", [False, True])
+def test_the_engine_takes_the_kernels_and_keeps_no_logits(truncated):
+    sizes = dataclasses.replace(config.gemma3_1b(), num_layers=2, pattern=("local", "global"))
+    t0 = time.time()
+    compiled = advance(sizes, slices.layout("v5e:2x4"), lanes=48, truncated=truncated)
+    text = compiled.as_text()
+    print(time.time() - t0, len(kernels_of(text)), compiled.memory_analysis().temp_size_in_bytes / 2**20)
+    assert len(kernels_of(text)) >= 5  # attention of two prefilled layers and of two decoded ones, and the sampler
+    assert (f"[48,{sizes.vocab_size}]" in text) == truncated
