@@ -12,7 +12,7 @@ CALIBRATION = "thinkfirst.kernels.cost.calibration"
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="left out: estimates of TPU cycles; libtpu is not installed"
 )
-SAID = {"temp_bytes": 1024, "vmem_bytes": 4096, "kernels": ["flash.1", "flash.2"]}
+SAID = {"temp_bytes": 1024, "vmem_bytes": 4096, "kernels": ["flash.1", "flash.2"], "looked_up": []}
 FLASH = [{"name": "flash", "bytes": 5_460_000}, {"name": "flash", "bytes": 546}]
 
 
