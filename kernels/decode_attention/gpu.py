@@ -121,7 +121,7 @@ def grouped(
     return _combined(query_BNH, sums), own
 
 
-def _own(pair: tuple[Array, Array], layer: Int[Array, ""], position_B: Int[Array, "B"]) -> Slabs:
+def _own(pair: Any, layer: Int[Array, ""], position_B: Int[Array, "B"]) -> Slabs:
     """Each row's own cache, which ends with its own token."""
     return Slabs(pair, layer, jnp.arange(position_B.shape[0]), position_B, jnp.zeros_like(position_B))
 
