@@ -17,6 +17,7 @@ LEAST_BYTES = 2**19  # the same, however little room there is
 VMEM_BYTES = 15 * 2**20  # to be stayed within: a v4 has 16 MiB
 ROWS, BLOCK = 16, 256  # read in one step: cuts of other sizes are counted by `cases.VARIANTS`
 PROMPT_ROWS = 8  # that look at a block of their prompt together
+PROMPT_BLOCK = 512
 WHOLE_BYTES = 2**22  # of queries, which are in VMEM as a whole
 
 
@@ -135,7 +136,7 @@ def make(
     slots, kv_heads = values.shape[2:4]
     slot = kv_heads * width * values.dtype.itemsize
     block = _divisor(slots, min(block, STEP_BYTES // slot), unit)
-    prompt_block = _divisor(tokens, min(tokens, STEP_BYTES // slot), unit) if prompts else unit
+    prompt_block = _divisor(tokens, min(PROMPT_BLOCK, STEP_BYTES // slot), unit) if prompts else unit
     plan = Plan(
         batch=batch,
         rows=math.gcd(batch, rows),

@@ -1,4 +1,7 @@
-"""Keys and values as 8-bit integers: half the bytes of bfloat16 to read at each token.
+"""Keys and values as 8-bit integers: half the memory of bfloat16, and half the bytes to read at each token.
+
+What it saves is room: widening the integers takes a v5e the cycles that reading less of them saves (estimated for a
+ring of 512 slots, 16 rows: 15.4k against 15.5k).
 
     x = values * scale,  scale = max |x| / 127 over the width of a head
 

@@ -26,8 +26,9 @@ def _fetched(walk):
     return [now for before, now in zip([None, *walk], walk, strict=False) if now != before]
 
 
-def test_each_prompt_is_read_once_and_only_if_a_row_looks_at_it():
+def test_each_prompt_is_read_once_and_only_if_a_row_looks_at_it(monkeypatch):
     """Rows of prompts 2, 1, 2, ... in any order; 0 and 3 have no row, 1 has one block in use, 2 has two."""
+    monkeypatch.setattr(plans, "PROMPT_BLOCK", 32)
     walk = _walked(steps.prompt_block, _plan(), [0] * 8, [2, 1, 2, 2, 1, 2, 2, 2], [64, 9, 64, 64])
     assert [(p, t) for _, p, _, t, _ in _fetched(walk)] == [(1, 0), (2, 0), (2, 1)]
 

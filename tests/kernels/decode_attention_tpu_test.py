@@ -122,6 +122,7 @@ SCATTERED = [3, 1, 3, 3, 0, 1, 3, 3, 3, 1, 3, 3]  # runs of 1, 3, 0 and 8 rows
 def test_runs_of_any_length_and_prompts_in_blocks(capfd, monkeypatch, group):
     """Four rows at a time, own caches of two blocks; prompts of three blocks, of which one, none and three are used."""
     monkeypatch.setattr(plans, "PROMPT_ROWS", 4)
+    monkeypatch.setattr(plans, "PROMPT_BLOCK", 32)
     cut = {"block": 32, "rows": 4}
     shape, position = (12, 4, 1, 64, 64), [0, 5, 20, 31, 1, 2, 63, 64, 130, 15, 16, 17]
     _check_grouped(capfd, shape, position, [20, 0, 96, 33, *range(8)], group, tokens=96, cut=cut)
