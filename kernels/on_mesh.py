@@ -47,7 +47,7 @@ def append_attention(
 ) -> tuple[Float[Array, "B N H"], Any]:
     """`decode_attention.append_attention`, rows over the batch axes and heads over `tensor`."""
     run = functools.partial(decode_attention.append_attention, **settings)
-    pair, cache = ("BKH", "BKH"), ("LBSKH", "LBSKH")
+    pair, cache = ("BKH", "BKH"), _letters("LBSKH", ring)
     mapped = sharding.per_device(
         run, mesh, ("BNH", pair, cache, "", "B"), ("BNH", cache), whole=whole_heads(mesh, new[0].shape[1])
     )
@@ -75,7 +75,7 @@ def grouped(
             query, new, own, layer, position, prompt=prompt, length_P=length, group_B=group, **settings
         )
 
-    pair, cache, held = ("BKH", "BKH"), ("LBSKH", "LBSKH"), ("LPTKH", "LPTKH")
+    pair, cache, held = ("BKH", "BKH"), _letters("LBSKH", own), _letters("LPTKH", prompt)
     mapped = sharding.per_device(
         run,
         mesh,
@@ -123,6 +123,11 @@ def sample(
 
     mapped = sharding.per_device(run, mesh, ("BD", "VD", "B", dict.fromkeys(limits, "")), ("B", "B", "B"))
     return mapped(hidden_BD, table_VD, key_B, limits)
+
+
+def _letters(letters: str, cache: Any) -> Any:
+    """The letters of each array of a cache; a scale for each head has all but the last."""
+    return jax.tree.map(lambda leaf: letters[: leaf.ndim], cache)
 
 
 def _vocabulary_axis(mesh: Mesh | None) -> str | None:

@@ -16,30 +16,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from thinkfirst.kernels.decode_attention import quantised
 from thinkfirst.models import config as model_config
 
 Tree = dict[str, dict[str, "Layer"]]
+Slots = Float[Array, "L B S K H"] | quantised.Quantised
 
 
 @flax.struct.dataclass
 class Layer:
-    """Keys and values of one layer of every period of a stack; S slots of each of B rows."""
+    """Keys and values of one layer of every period of a stack; S slots of each of B rows, [L, B, S, K, H]."""
 
-    key_LBSKH: Float[Array, "L B S K H"]
-    value_LBSKH: Float[Array, "L B S K H"]
+    key_LBSKH: Slots
+    value_LBSKH: Slots
 
     @property
-    def pair(self) -> tuple[jax.Array, jax.Array]:
+    def pair(self) -> tuple[Slots, Slots]:
         """(keys, values), as kernels want them."""
         return self.key_LBSKH, self.value_LBSKH
 
 
 @dataclasses.dataclass(frozen=True)
 class Rooms:
-    """The most tokens of a prompt, and of what comes after it."""
+    """The most tokens of a prompt, and of what comes after it; whether they are kept as 8-bit integers."""
 
     prompt: int
     new: int
+    int8: bool = False
 
     def rings(self, config: model_config.GemmaConfig, kind: str) -> bool:
         """Whether layers of this kind keep rings."""
@@ -57,27 +60,27 @@ class Shared:
 
 def own(config: model_config.GemmaConfig, rows: int, rooms: Rooms) -> Tree:
     """What each row has for itself: rings, and the tokens after the prompt elsewhere."""
-    return _zeros(config, rows, lambda kind: config.window if rooms.rings(config, kind) else rooms.new)
+    return _zeros(config, rows, rooms, lambda kind: config.window if rooms.rings(config, kind) else rooms.new)
 
 
 def prompts(config: model_config.GemmaConfig, rows: int, rooms: Rooms) -> Tree:
     """What prefilling prompts leaves: the start of a ring, or the whole prompt."""
-    return _zeros(
-        config, rows, lambda kind: min(config.window, rooms.prompt) if rooms.rings(config, kind) else rooms.prompt
-    )
+    ring = min(config.window, rooms.prompt)
+    return _zeros(config, rows, rooms, lambda kind: ring if rooms.rings(config, kind) else rooms.prompt)
 
 
 def resident(config: model_config.GemmaConfig, rows: int, rooms: Rooms) -> Tree:
     """Prompts as long as some row continues them: the layers without rings."""
-    return _zeros(config, rows, lambda kind: 0 if rooms.rings(config, kind) else rooms.prompt)
+    return _zeros(config, rows, rooms, lambda kind: 0 if rooms.rings(config, kind) else rooms.prompt)
 
 
-def _zeros(config: model_config.GemmaConfig, rows: int, slots_of: Callable[[str], int]) -> Tree:
+def _zeros(config: model_config.GemmaConfig, rows: int, rooms: Rooms, slots_of: Callable[[str], int]) -> Tree:
     """A tree of the layers that have any slots."""
 
     def layer(slots: int, repeats: int) -> Layer:
         shape = (repeats, rows, slots, config.num_kv_heads, config.head_dim)
-        return Layer(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        empty = jnp.zeros(shape, config.dtype)
+        return Layer(*[quantised.quantised(empty) if rooms.int8 else empty] * 2)
 
     return {
         f"stack_{i}": {f"layer_{j}": layer(slots_of(kind), repeats) for j, kind in enumerate(kinds) if slots_of(kind)}
@@ -93,14 +96,16 @@ def fill(
     length_B: Int[Array, "B"],
 ) -> Layer:
     """The layer of period `index` holding the last S of each row's first `length` positions."""
-    slots = layer.key_LBSKH.shape[2]
+    slots = jax.tree.leaves(layer)[0].shape[2]
     newest_B1 = length_B[:, None] - 1
     source_BS = newest_B1 - jnp.mod(newest_B1 - jnp.arange(slots)[None, :], slots)
     source_BS11 = jnp.maximum(source_BS, 0)[:, :, None, None]
 
-    def put(stack: jax.Array, new_BTKH: jax.Array) -> jax.Array:
+    def put(stack: Slots, new_BTKH: jax.Array) -> Slots:
         taken_BSKH = jnp.take_along_axis(new_BTKH, source_BS11, axis=1)
-        return jax.lax.dynamic_update_index_in_dim(stack, taken_BSKH, index, axis=0)
+        coded = quantised.quantised(taken_BSKH) if isinstance(stack, quantised.Quantised) else taken_BSKH
+        update = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, axis=0)  # noqa: E731
+        return jax.tree.map(update, stack, coded)
 
     return Layer(put(layer.key_LBSKH, key_BTKH), put(layer.value_LBSKH, value_BTKH))
 
@@ -121,7 +126,7 @@ def begin(rows: Tree, filled: Tree, held: Tree, *, row: Int[Array, ""], prompt: 
 
     def start(old: jax.Array, new: jax.Array) -> jax.Array:
         ring = jax.lax.dynamic_slice_in_dim(new, prompt, 1, axis=1)
-        return jax.lax.dynamic_update_slice(old, ring, (0, row, 0, 0, 0))
+        return jax.lax.dynamic_update_slice(old, ring, (0, row, *[0] * (old.ndim - 2)))
 
     return {
         stack: {

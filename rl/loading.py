@@ -39,6 +39,7 @@ def from_config(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: Dtype
         instruction=config.instruction,
         max_prompt_tokens=config.max_prompt_tokens,
         lanes=config.lanes,
+        int8_cache=config.int8_cache,
     )
     merge_adapters(subject, config.adapters)
     return subject

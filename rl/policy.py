@@ -32,6 +32,7 @@ class Policy:
     instruction: str = ""
     max_prompt_tokens: int = 512
     lanes: int = rollout.LANES
+    int8_cache: bool = False
     _engines: dict[int, rollout.Engine] = dataclasses.field(default_factory=dict)
 
     @property
@@ -79,7 +80,12 @@ class Policy:
         """The engine for up to `room` new tokens; it is kept, so that equal shapes compile once."""
         if room not in self._engines:
             self._engines[room] = rollout.Engine(
-                self.model, self.mesh, room=room, stop_ids=self.stop_ids, lanes=self.lanes
+                self.model,
+                self.mesh,
+                room=room,
+                stop_ids=self.stop_ids,
+                lanes=self.lanes,
+                int8=self.int8_cache,
             )
         return self._engines[room]
 

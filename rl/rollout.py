@@ -42,14 +42,24 @@ class Engine:
     """Samples completions of prompts from a policy (parameters, adapter)."""
 
     def __init__(
-        self, model: gemma.Model, mesh: Mesh, *, room: int, stop_ids: tuple[int, ...], lanes: int = LANES
+        self,
+        model: gemma.Model,
+        mesh: Mesh,
+        *,
+        room: int,
+        stop_ids: tuple[int, ...],
+        lanes: int = LANES,
+        int8: bool = False,
     ) -> None:
-        """`room` is the most new tokens a call may ask for; each data shard decodes `lanes` rows side by side."""
+        """`room` is the most new tokens a call may ask for; each data shard decodes `lanes` rows side by side.
+
+        `int8` keeps keys and values as 8-bit integers: half the memory, and log-probs that are not quite the learner's.
+        """
         if beyond := [stop for stop in stop_ids if not 0 <= stop < model.config.vocab_size]:
             raise ValueError(f"stop id {beyond[0]} is outside the vocabulary of {model.config.vocab_size}")
         if lanes < 1 or room < 1:
             raise ValueError(f"an engine needs at least one lane and room for one token: {lanes=} {room=}")
-        self.model, self.room, self.lanes = model, room, lanes
+        self.room, self.lanes, self.int8 = room, lanes, int8
         self.metrics: dict[str, float] = {}
         self._mesh, self._shards = mesh, mesh_lib.num_row_shards(mesh)
         padded = np.full(-(-max(1, len(stop_ids)) // STOP_IDS) * STOP_IDS, -1, np.int32)
@@ -98,7 +108,7 @@ class Engine:
             yield Progress(_no_rows(self.room), np.zeros(0, bool))
             return
         spread = spread_lib.Spread.of(num_prompts, group, self._shards)
-        shape = self._shape(spread, prompts.tokens_PT.shape[1], truncated=sampling.truncated)
+        shape = self.bucket(num_prompts, group, prompts.tokens_PT.shape[1], truncated=sampling.truncated)
         queue = jax.device_put(spread.queue(prompts, limit_B, shape), sharding.rows(self._mesh))
         call = jax.device_put(self._call(sampling, key, turns), sharding.replicated(self._mesh))
         state = self._programs.begin(shape)(self._held(shape))
@@ -123,6 +133,11 @@ class Engine:
         }
         yield Progress(rollout, ended_B)
 
+    def bucket(self, num_prompts: int, group: int, width: int, *, truncated: bool) -> scheduler.Shape:
+        """What a call with so many prompts, padded to `width`, is compiled for."""
+        most, rooms = -(-num_prompts // self._shards), kv_cache.Rooms(width, self.room, self.int8)
+        return scheduler.shape_of(most, most * group, lanes=self.lanes, rooms=rooms, truncated=truncated)
+
     @property
     def compiles(self) -> int:
         """How often a program has been traced and compiled."""
@@ -142,12 +157,6 @@ class Engine:
         if num_rows and asked_B.max() > self.room:
             raise ValueError(f"{asked_B.max()} new tokens asked of an engine with room for {self.room}")
         return asked_B
-
-    def _shape(self, spread: spread_lib.Spread, width: int, *, truncated: bool) -> scheduler.Shape:
-        """The bucket of a call."""
-        most = int(spread.counts.max())
-        rooms = kv_cache.Rooms(width, self.room)
-        return scheduler.shape_of(most, most * spread.group, lanes=self.lanes, rooms=rooms, truncated=truncated)
 
     def _held(self, shape: scheduler.Shape) -> scheduler.Caches:
         """The caches of the last call if they fit, else new ones."""

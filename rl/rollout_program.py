@@ -87,7 +87,7 @@ class Programs:
     def _layout(self) -> Any:
         """Where the state lives: key/value heads of caches over `tensor` where they divide."""
         whole = on_mesh.whole_heads(self._mesh, self._model.config.num_kv_heads)
-        caches = NamedSharding(self._mesh, sharding.work_spec("LBSKH", whole=whole))
+        caches = NamedSharding(self._mesh, sharding.work_spec("LBSK", whole=whole))
         return _state(caches, *[sharding.rows(self._mesh)] * 4)
 
 

@@ -153,7 +153,7 @@ class RunConfig:
     `checkpoint` is a Hugging Face folder; without one the model is random, of the shape `architecture` names in
     `models/config.py`.  `adapters` are folders of PEFT, merged in order into the checkpoint as it is read.
     `tokenizer` defaults to the checkpoint's; a run that pre-trains makes its own.  `lanes` completions are decoded side
-    by side on each data shard.
+    by side on each data shard; `int8_cache` keeps their keys and values as 8-bit integers.
     """
 
     recipe: str
@@ -166,6 +166,7 @@ class RunConfig:
     instruction: str = ""
     max_prompt_tokens: int = 512
     lanes: int = 64
+    int8_cache: bool = False
     seed: int = 0
     mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
     cpu_devices: int = 1
