@@ -58,6 +58,19 @@ def apply(
     return on_tile(x_BTNH, gain, sin[:, :, None], cos[:, :, None], epsilon).astype(x_BTNH.dtype)
 
 
+def checked(prologue: Prologue, query_BTNH: Float[Array, "B T N H"]) -> Prologue:
+    """The prologue with constant angles; ValueError where it does not belong to queries of this shape."""
+    batch, length, _, width = query_BTNH.shape
+    if (prologue.query_scale_H is None) != (prologue.key_scale_H is None):
+        raise ValueError("a prologue norms queries and keys or neither")
+    for angle in (prologue.sin, prologue.cos):
+        if angle.shape != (batch, length, width // 2) or angle.dtype != jnp.float32:
+            raise ValueError(f"angles of {angle.dtype}{angle.shape} do not turn queries of {query_BTNH.shape}")
+    return dataclasses.replace(
+        prologue, sin=jax.lax.stop_gradient(prologue.sin), cos=jax.lax.stop_gradient(prologue.cos)
+    )
+
+
 def both(
     prologue: Prologue, query_BTNH: Float[Array, "B T N H"], key_BTKH: Float[Array, "B T K H"]
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"]]:

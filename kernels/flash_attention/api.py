@@ -1,6 +1,7 @@
 """Attention of training and prefill: checks, then the implementation.
 
-Of the two kernels `window` is for windows much shorter than the text, `causal` for all else.
+Of the two kernels `window` is for windows much shorter than the text, `causal` for all else.  Both take the prologue of
+queries and keys in where heads are whole pairs of lanes (256 wide), and leave it to XLA elsewhere.
 """
 
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels import placement
+from thinkfirst.kernels import prologue as prologues
 from thinkfirst.kernels.flash_attention import causal, gpu, reference
 from thinkfirst.kernels.flash_attention import window as window_kernel
 
@@ -25,10 +27,12 @@ def attention(
     scale: float,
     window: int = 0,
     soft_cap: float = 0.0,
+    prologue: prologues.Prologue | None = None,
     backend: Backend = "auto",
 ) -> Float[Array, "B T N H"]:
     """Causal attention within segments; `window` keys back at most (0: all), scores capped at +-`soft_cap` (0: not).
 
+    Queries and keys go through `prologue` first, if there is one; its sine and cosine are constants of differentiation.
     "auto" takes a kernel on a TPU or a Hopper GPU, inside a `shard_map` over all axes or with one device, and else the
     reference.
     """
@@ -37,15 +41,21 @@ def attention(
         raise ValueError(f"{heads} query heads cannot share {groups} key/value heads evenly")
     if window < 0 or soft_cap < 0:
         raise ValueError(f"window and soft_cap must not be negative: {window=} {soft_cap=}")
+    if prologue:
+        prologue = prologues.checked(prologue, query_BTNH)
     settings: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap}
-    operands = query_BTNH, key_BTKH, value_BTKH, segment_BT
-    if placement.takes_triton(backend, supported=gpu.supports(query_BTNH, key_BTKH)):
-        return gpu.attention(*operands, **settings)
+    triton = placement.takes_triton(backend, supported=gpu.supports(query_BTNH, key_BTKH))
     wide_enough = query_BTNH.dtype in (jnp.bfloat16, jnp.float32)
-    if backend == "reference" or (backend == "auto" and not (placement.kernels_run() and wide_enough)):
-        return reference.attention(*operands, **settings)
+    plain = backend == "reference" or (backend == "auto" and not (placement.kernels_run() and wide_enough))
+    if triton or plain:
+        if prologue:
+            query_BTNH, key_BTKH = prologues.both(prologue, query_BTNH, key_BTKH)
+        attend = gpu.attention if triton else reference.attention
+        return attend(query_BTNH, key_BTKH, value_BTKH, segment_BT, **settings)
     if backend == "tpu" and placement.platform() != "tpu":
         raise ValueError(f"backend tpu needs a TPU; this is {placement.platform()}")
+    operands = query_BTNH, key_BTKH, value_BTKH, segment_BT
+    settings["prologue"] = prologue
     settings["interpret"] = pltpu.InterpretParams() if backend == "tpu_interpret" else False
     length, width = query_BTNH.shape[1], query_BTNH.shape[3]
     if 0 < window < length and window_kernel.supports(length, width, window):

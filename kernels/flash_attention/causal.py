@@ -75,11 +75,11 @@ def attention(
         first=first,
     )
     inside = prologue and prologues.fits_lanes(width)
-    plan = make(epsilon=prologue.epsilon) if prologue and inside else None
+    plan = make(prologue=True, epsilon=prologue.epsilon) if prologue and inside else None
     if prologue and plan is None:
         query_BTNH, key_BTKH = prologues.both(prologue, query_BTNH, key_BTKH)
         prologue = None
-    plan = plan or make(epsilon=None)
+    plan = plan or make(prologue=False, epsilon=0.0)
     if plan is None:
         raise ValueError(f"{length} tokens of {heads} heads are too many for {vmem} bytes of memory on chip")
     assert not first or len(first) == plan.blocks, (first, plan.blocks)

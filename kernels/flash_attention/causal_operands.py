@@ -24,7 +24,7 @@ class Late(NamedTuple):
     """What d key is pulled back with: the blocks that belong to the key block being written."""
 
     key: Any
-    turn: prologues.Turn
+    turn: prologues.Turn | None
 
 
 class Operands(NamedTuple):

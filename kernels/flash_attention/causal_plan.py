@@ -38,7 +38,8 @@ class Plan:
     blocks: int
     vmem: int  # bytes on chip
     first: tuple[int, ...]  # the earliest key block of every query block, or () to read it from the segments
-    epsilon: float | None  # of the norm in the prologue, None where the kernel has no prologue
+    prologue: bool  # whether queries and keys go through one here
+    epsilon: float  # of its norm
 
     @property
     def steps(self) -> int:
@@ -72,8 +73,9 @@ class Plan:
         per_key = self.groups * self.width * 4 * 2 * itemsize
         per_token = self.groups * self.width * (4 + 4 + itemsize) + LANES * 4
         tiles = 4 * self.block * self.block * 4
-        if self.epsilon is not None:
-            per_query += self.heads * self.width * itemsize + 2 * 2 * self.width * 4
+        if self.prologue:
+            angles, rounding = 2 * 2 * self.width * 4, (self.heads + 2) * self.width * 4
+            per_query += self.heads * self.width * itemsize + angles + rounding
             per_key += self.groups * self.width * 2 * itemsize
             per_token += self.groups * self.width * itemsize
         return self.block * (per_query + per_key) + self.blocks * self.block * per_token + tiles

@@ -88,7 +88,7 @@ def attention(
         reach=-(-past // tiles),
         blocks=total // tiles,
         heads_per_group=heads // key_BTKH.shape[2],
-        epsilon=prologue.epsilon if prologue else None,
+        epsilon=prologue.epsilon if prologue else 0.0,
         interpret=interpret,
     )
     pads = ((0, 0), (0, padding), (0, 0), (0, 0))

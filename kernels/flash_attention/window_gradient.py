@@ -39,7 +39,7 @@ class Late(NamedTuple):
     """What the key's gradient is pulled back with: the blocks that belong to block i - R."""
 
     key: Any
-    turn: prologues.Turn
+    turn: prologues.Turn | None
 
 
 def gradient(plan: Plan, *arrays: Any) -> tuple[Array, Array, Array, prologues.Turn | None]:
@@ -129,19 +129,20 @@ def _kernel(operands: window_plan.Operands, dcontext_ref: Ref, lse_ref: Ref, *re
             sum_ref[plan.slot(i, back), start:end] += gradient[done : done + end - start]
             done += end - start
 
+    def query(tile: int) -> jax.Array:
+        return operands.query[0, 0, span(tile)] if query_ref is None else query_ref[span(tile)]
+
     def products(tile: int, before: int) -> tuple[jax.Array, jax.Array]:
         first = plan.first_tile(tile, before)
-        query = operands.query_rows(tile, plan)
         if query_ref is not None:
-            query_ref[span(tile)] = query
-        score = dot(operands.key_rows(ring_ref, i, first, tile, plan), query, (1, 1))
+            query_ref[span(tile)] = operands.query_rows(tile, plan)
+        score = dot(operands.key_rows(ring_ref, i, first, tile, plan), query(tile), (1, 1))
         value = window_plan.rows_of(operands.values, first, tile, plan)
         return score, dot(value, dcontext_ref[0, 0, span(tile)], (1, 1))
 
     def finish(tile: int, before: int, found: tuple[jax.Array, jax.Array]) -> None:
         score, dweight = window_plan.capped(found[0], plan), found[1]
         dcontext = dcontext_ref[0, 0, span(tile)]
-        query = operands.query[0, 0, span(tile)] if query_ref is None else query_ref[span(tile)]
         first = plan.first_tile(tile, before)
         bias = bias_ref[tile, (plan.past - tile + first) * TILE :]
         weight = jnp.exp2(score + bias - lse_ref[0, 0, :, span(tile)])
@@ -150,9 +151,9 @@ def _kernel(operands: window_plan.Operands, dcontext_ref: Ref, lse_ref: Ref, *re
         if plan.soft_cap:
             capped = score * (1 / (plan.soft_cap * window_plan.LOG2_E))
             dscore *= 1 - capped * capped
-        dscore = dscore.astype(query.dtype)
-        add(dvalue_sum_ref, first, tile, dot(weight.astype(query.dtype), dcontext, (1, 0)))
-        add(dkey_sum_ref, first, tile, dot(dscore, query, (1, 0)))
+        dscore = dscore.astype(dcontext.dtype)
+        add(dvalue_sum_ref, first, tile, dot(weight.astype(dcontext.dtype), dcontext, (1, 0)))
+        add(dkey_sum_ref, first, tile, dot(dscore, query(tile), (1, 0)))
         key = operands.key_rows(ring_ref, i, first, tile, plan)
         dquery = pull(operands.turn, operands.query, dot(dscore, key, (0, 0)) * plan.scale, prologues.QUERY, tile)
         dquery_ref[0, 0, span(tile)] = dquery.astype(dquery_ref.dtype)

@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     reach: int  # key blocks before its own that a query block can see
     blocks: int
     heads_per_group: int
-    epsilon: float | None  # of the norm in the prologue, None where the kernel has no prologue
+    epsilon: float  # of the norm in the prologue
     interpret: Any
 
     @property

@@ -115,7 +115,7 @@ def visited(segment, length, **settings):
     """The pairs of query block and key block that are not skipped."""
     query, key, *_ = draw(length)
     defaults = {"scale": 1.0, "soft_cap": 0.0, "window": 0, "vmem": 2**26, "interpret": True, "first": ()}
-    plan = causal_plan.make(query, key, **(defaults | settings))
+    plan = causal_plan.make(query, key, prologue=False, epsilon=0.0, **(defaults | settings))
     first = plan.first_blocks(segment)
     row, rows = jnp.int32(0), range(plan.blocks)
     return {(i, j) for i in rows for j in range(int(plan.first_key_block(first, row, jnp.int32(i))), i + 1)}

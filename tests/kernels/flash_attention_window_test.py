@@ -72,6 +72,7 @@ def test_one_tile(capfd, *, length, window, soft_cap, heads, groups, segments):
         (512, 511, 0.0, 4, 1, "many"),
         (257, 1, 2.0, 1, 1, "empty"),
         (600, 130, 3.0, 2, 1, "returning"),
+        (512, 512, 0.0, 2, 2, "many"),
         (1000, 384, 0.0, 2, 2, "one"),
     ],
 )
