@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.core import sharding
+from thinkfirst.kernels import prologue as prologues
 from thinkfirst.kernels.decode_attention import api as decode_attention
 from thinkfirst.kernels.flash_attention import api as flash_attention
 from thinkfirst.kernels.sample import api as sample_api
@@ -26,13 +27,18 @@ def attention(
     segment_BT: Int[Array, "B T"],
     *,
     mesh: Mesh | None,
+    prologue: prologues.Prologue | None = None,
     **settings: Any,
 ) -> Float[Array, "B T N H"]:
     """`flash_attention.attention`, rows over the batch axes and heads over `tensor`."""
-    run = functools.partial(flash_attention.attention, **settings)
-    operands = ("BTNH", "BTKH", "BTKH", "BT")
+
+    def run(query: Any, key: Any, value: Any, segment: Any, prologue: Any) -> Any:
+        return flash_attention.attention(query, key, value, segment, prologue=prologue, **settings)
+
+    spread = jax.tree.map(lambda leaf: "H" if leaf.ndim == 1 else "BTH", prologue)
+    operands = ("BTNH", "BTKH", "BTKH", "BT", spread)
     mapped = sharding.per_device(run, mesh, operands, "BTNH", whole=whole_heads(mesh, key_BTKH.shape[2]))
-    return mapped(query_BTNH, key_BTKH, value_BTKH, segment_BT)
+    return mapped(query_BTNH, key_BTKH, value_BTKH, segment_BT, prologue)
 
 
 def append_attention(

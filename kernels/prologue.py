@@ -9,9 +9,9 @@ arithmetic, and its gradient, on the rows that a kernel has at hand.
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
@@ -20,12 +20,7 @@ QUERY, KEY = 0, 1
 LANES = 128
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("query_scale_H", "key_scale_H", "sin", "cos"),
-    meta_fields=("epsilon",),
-)
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Prologue:
     """What queries and keys go through; `sin` and `cos` are [B, T, H / 2], made by `turns` once per RoPE base."""
 
@@ -33,7 +28,7 @@ class Prologue:
     key_scale_H: Array | None
     sin: Array
     cos: Array
-    epsilon: float
+    epsilon: float = flax.struct.field(pytree_node=False)
 
 
 def turns(

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from thinkfirst.kernels import on_mesh
+from thinkfirst.kernels import on_mesh, prologue
 from thinkfirst.models import config as model_config
 from thinkfirst.models import kv_cache, layers, lora
 
@@ -42,8 +42,8 @@ class Period(nnx.Module):
     def __init__(
         self, config: model_config.GemmaConfig, kinds: tuple[model_config.Kind, ...], *, rngs: nnx.Rngs
     ) -> None:
-        for i, kind in enumerate(kinds):
-            setattr(self, f"layer_{i}", layers.Block(config, kind, rngs=rngs))
+        for i in range(len(kinds)):
+            setattr(self, f"layer_{i}", layers.Block(config, rngs=rngs))
 
 
 class Gemma(nnx.Module):
@@ -128,8 +128,8 @@ class Model:
         count from its start: rows may be padded on the left or right, or hold several sequences.
         """
 
-        def attend(place: Place, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
-            context = on_mesh.attention(query, key, value, segment_BT, **self._attention(place.kind))
+        def attend(place: Place, query: Any, key: Any, value: Any, first: prologue.Prologue) -> Any:
+            context = on_mesh.attention(query, key, value, segment_BT, prologue=first, **self._attention(place.kind))
             return context, None
 
         position_BT = layers.segment_positions(segment_BT)
@@ -147,7 +147,8 @@ class Model:
         """Hidden state of each prompt's last token, and `kv_cache.prompts` filled with them."""
         segment_PT = (jnp.arange(tokens_PT.shape[1])[None, :] < length_P[:, None]).astype(jnp.int32)
 
-        def attend(place: Place, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
+        def attend(place: Place, query: Any, key: Any, value: Any, first: prologue.Prologue) -> Any:
+            query, key = prologue.both(first, query, key)  # outside of the kernel, for the cache wants the keys
             context = on_mesh.attention(query, key, value, segment_PT, **self._attention(place.kind))
             return context, kv_cache.fill(place.cache, place.period, key, value, length_P)
 
@@ -169,7 +170,8 @@ class Model:
         """Hidden state of token number `turn` after the prompt, one per row, and `kv_cache.own` holding it too."""
         position_B = shared.length_Q[shared.of_row_B] + turn_B
 
-        def attend(place: Place, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
+        def attend(place: Place, query: Any, key: Any, value: Any, first: prologue.Prologue) -> Any:
+            query, key = prologue.both(first, query, key)
             settings, new, pair = self._attention(place.kind), (key[:, 0], value[:, 0]), place.cache.pair
             if rooms.rings(self.config, place.kind):
                 context_BNH, pair = on_mesh.append_attention(
@@ -233,6 +235,14 @@ class Model:
             "soft_cap": self.config.attention_soft_cap,
         }
 
+    def _turns(self, position_BT: Int[Array, "B T"]) -> dict[model_config.Kind, layers.Turns]:
+        """The angles of RoPE of each kind of layer."""
+        config, turns = self.config, functools.partial(prologue.turns, position_BT, self.config.head_dim)
+        return {
+            "local": turns(base=config.local_rope_base, factor=1.0),
+            "global": turns(base=config.global_rope_base, factor=config.global_rope_factor),
+        }
+
     def _run(
         self,
         params: Params,
@@ -249,11 +259,12 @@ class Model:
         x_BTD = module.embedding[...][tokens_BT].astype(self.config.dtype)
         x_BTD = x_BTD * jnp.asarray(self.config.width**0.5, x_BTD.dtype)
         rings: dict[str, Any] = dict(cache or {})
+        turns = self._turns(position_BT)
         for i, (kinds, repeats) in enumerate(self.config.stacks):
             name = f"stack_{i}"
             graph, state = nnx.split(getattr(module, name))
             step = functools.partial(
-                _period_step, graph=graph, stack=(name, kinds), position_BT=position_BT, attend=attend
+                _period_step, graph=graph, stack=(name, kinds), turns=turns, attend=attend
             )
             xs = (jnp.arange(repeats), nnx.to_pure_dict(state), factors.get(name, {}))
             (x_BTD, rings[name]), _ = jax.lax.scan(
@@ -268,7 +279,7 @@ def _period_step(
     *,
     graph: Any,
     stack: tuple[str, tuple[model_config.Kind, ...]],
-    position_BT: jax.Array,
+    turns: dict[model_config.Kind, layers.Turns],
     attend: Any,
 ) -> tuple[Any, None]:
     """Body of the scan: one period, its parameters and adapter factors in `xs`, the stream and cache carried."""
@@ -278,5 +289,5 @@ def _period_step(
         name = f"layer_{i}"
         place = Place(kind, stack[0], name, index, None if cache is None else cache[name])
         block = getattr(period, name)
-        x_BTD, rings[name] = block(x_BTD, position_BT, factors.get(name, {}), functools.partial(attend, place))
+        x_BTD, rings[name] = block(x_BTD, turns[kind], factors.get(name, {}), functools.partial(attend, place))
     return (x_BTD, None if cache is None else rings), None

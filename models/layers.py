@@ -1,4 +1,4 @@
-"""The parts of a Gemma block: einsum with optional adapter, RMSNorm, RoPE, attention, feed-forward.
+"""The parts of a Gemma block: einsum with optional adapter, RMSNorm, attention, feed-forward.
 
 Adapter factors come in as plain arguments (see `models/lora.py`); a module holds base weights only.  The stream has the
 dtype the model computes in; a weight stays as it was stored and is cast where it is used.
@@ -12,10 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from thinkfirst.kernels import prologue
 from thinkfirst.models import config as model_config
 from thinkfirst.models import lora
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]  # q, k, v -> context, cache
+# q, k, v as projected, and what queries and keys go through first -> context, cache
+Attend = Callable[[jax.Array, jax.Array, jax.Array, prologue.Prologue], tuple[jax.Array, Any]]
+Turns = tuple[jax.Array, jax.Array]  # sine and cosine of RoPE's angles, [B, T, H / 2]
 
 
 class Einsum(nnx.Module):
@@ -48,18 +51,6 @@ class RMSNorm(nnx.Module):
         return (normed * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
 
 
-def rope(
-    x_BTNH: Float[Array, "B T N H"], position_BT: Int[Array, "B T"], *, base: float, factor: float
-) -> Float[Array, "B T N H"]:
-    """Rotary position embedding, halves rotated (Su et al., arXiv 2104.09864); positions divided by `factor`."""
-    half = x_BTNH.shape[-1] // 2
-    frequency_H = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = (position_BT.astype(jnp.float32) / factor)[:, :, None, None] * frequency_H
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
-
-
 def segment_positions(segment_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Place of every token in its segment, from 0: rows may be padded on either side, or packed."""
     place_T = jnp.arange(segment_BT.shape[1])
@@ -70,8 +61,8 @@ def segment_positions(segment_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
 class Attention(nnx.Module):
     """Projections around an attention kernel, which the caller hands in as `attend`."""
 
-    def __init__(self, config: model_config.GemmaConfig, kind: model_config.Kind, *, rngs: nnx.Rngs) -> None:
-        self.config, self.kind = config, kind
+    def __init__(self, config: model_config.GemmaConfig, *, rngs: nnx.Rngs) -> None:
+        self.epsilon = config.norm_epsilon
         d, n, k, h = config.width, config.num_heads, config.num_kv_heads, config.head_dim
         self.query = Einsum("BTD,DNH->BTNH", (d, n, h), dtype=config.dtype, rngs=rngs)
         self.key = Einsum("BTD,DKH->BTKH", (d, k, h), dtype=config.dtype, rngs=rngs)
@@ -82,20 +73,20 @@ class Attention(nnx.Module):
             self.key_norm = RMSNorm(h, letter="H", epsilon=config.norm_epsilon, dtype=config.dtype)
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], position_BT: Int[Array, "B T"], factors: lora.Tree, attend: Attend
+        self, x_BTD: Float[Array, "B T D"], turns: Turns, factors: lora.Tree, attend: Attend
     ) -> tuple[Float[Array, "B T D"], Any]:
-        config = self.config
         query_BTNH = self.query(x_BTD, factors.get("query"))
         key_BTKH = self.key(x_BTD, factors.get("key"))
         value_BTKH = self.value(x_BTD, factors.get("value"))
-        if config.query_key_norm:
-            query_BTNH, key_BTKH = self.query_norm(query_BTNH), self.key_norm(key_BTKH)
-        local = self.kind == "local"
-        base = config.local_rope_base if local else config.global_rope_base
-        factor = 1.0 if local else config.global_rope_factor
-        query_BTNH = rope(query_BTNH, position_BT, base=base, factor=factor)
-        key_BTKH = rope(key_BTKH, position_BT, base=base, factor=factor)
-        context_BTNH, cache = attend(query_BTNH, key_BTKH, value_BTKH)
+        normed = hasattr(self, "query_norm")
+        first = prologue.Prologue(
+            query_scale_H=self.query_norm.scale[...] if normed else None,
+            key_scale_H=self.key_norm.scale[...] if normed else None,
+            sin=turns[0],
+            cos=turns[1],
+            epsilon=self.epsilon,
+        )
+        context_BTNH, cache = attend(query_BTNH, key_BTKH, value_BTKH, first)
         return self.output(context_BTNH, factors.get("output")), cache
 
 
@@ -116,19 +107,18 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """Attention, then feed-forward, each between a norm before and a norm after, each added to the stream."""
 
-    def __init__(self, config: model_config.GemmaConfig, kind: model_config.Kind, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: model_config.GemmaConfig, *, rngs: nnx.Rngs) -> None:
         norm = lambda: RMSNorm(config.width, epsilon=config.norm_epsilon, dtype=config.dtype)  # noqa: E731
         self.attention_norm, self.attention_post_norm = norm(), norm()
         self.ff_norm, self.ff_post_norm = norm(), norm()
-        self.attention = Attention(config, kind, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
         self.ff = FeedForward(config, rngs=rngs)
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], position_BT: Int[Array, "B T"], factors: lora.Tree, attend: Attend
+        self, x_BTD: Float[Array, "B T D"], turns: Turns, factors: lora.Tree, attend: Attend
     ) -> tuple[Float[Array, "B T D"], Any]:
-        attended_BTD, cache = self.attention(
-            self.attention_norm(x_BTD), position_BT, factors.get("attention", {}), attend
-        )
+        normed_BTD = self.attention_norm(x_BTD)
+        attended_BTD, cache = self.attention(normed_BTD, turns, factors.get("attention", {}), attend)
         x_BTD = x_BTD + self.attention_post_norm(attended_BTD)
         x_BTD = x_BTD + self.ff_post_norm(self.ff(self.ff_norm(x_BTD), factors.get("ff", {})))
         return x_BTD, cache

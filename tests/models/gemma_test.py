@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stepwise
 
 import checkpoints
 import tolerance
-from thinkfirst.models import config, gemma, kv_cache
+from thinkfirst.models import config, gemma
 
 LENGTH = 20
 
@@ -27,8 +28,6 @@ def case(request):
         params=params,
         config=model.config,
         hidden=jax.jit(lambda tokens_BT, segment_BT: model.hidden(params, tokens_BT, segment_BT=segment_BT)),
-        prefill=jax.jit(lambda *args: model.prefill(params, *args)),
-        decode=jax.jit(lambda *args, rooms: model.decode(params, *args, rooms=rooms), static_argnames="rooms"),
     )
 
 
@@ -49,26 +48,16 @@ def random_tokens(case):
     return jax.random.randint(jax.random.key(7), (2, LENGTH), 1, case.config.vocab_size)
 
 
-def step_by_step(case, tokens_PT, length_P, *, of_row_B=(0, 1), new=LENGTH):
-    """Hidden states after each prompt and after every token of the rows that continue them, [B, steps, D].
-
-    Caches begin as NaN where nothing that is masked may be multiplied, and else as garbage.
-    """
+def step_by_step(case, tokens_PT, length_P, *, of_row_B=(0, 1)):
+    """Hidden states after each prompt and after every token of the rows that continue them, [B, steps, D]."""
     room, of_row_B = int(length_P.max()), jnp.array(of_row_B)
-    rooms = kv_cache.Rooms(room, new)
     garbage_PT = jnp.where(segment(tokens_PT, length_P) > 0, tokens_PT, 5)[:, :room]
-    filled = jax.tree.map(lambda leaf: leaf + jnp.nan, kv_cache.prompts(case.config, len(length_P), rooms))
-    hidden_PD, filled = case.prefill(garbage_PT, length_P, filled)
-    held = kv_cache.keep(kv_cache.resident(case.config, len(length_P), rooms), filled, jnp.arange(len(length_P)))
-    own = jax.tree.map(lambda leaf: leaf + 9, kv_cache.own(case.config, len(of_row_B), rooms))
-    for row, prompt in enumerate(of_row_B):
-        own = kv_cache.begin(own, filled, held, row=jnp.int32(row), prompt=prompt)
-    found, shared = [hidden_PD[of_row_B]], kv_cache.Shared(held, length_P, of_row_B)
+    rows = stepwise.Decoder((case.model, case.params, None), garbage_PT, length_P, new=LENGTH, of_row_B=of_row_B)
+    found = [rows.hidden_BD]
     for turn in range(LENGTH - room):
         position_B = length_P[of_row_B] + turn
         token_B = jnp.take_along_axis(tokens_PT[of_row_B], position_B[:, None], axis=1)[:, 0]
-        hidden_BD, own = case.decode(token_B, jnp.full_like(token_B, turn), own, shared, rooms=rooms)
-        found.append(hidden_BD)
+        found.append(rows.step(token_B))
     return jnp.stack(found, axis=1)
 
 

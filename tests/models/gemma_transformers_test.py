@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stepwise
 
 import checkpoints
 import tolerance
 from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
-from thinkfirst.models import gemma, kv_cache, layout
+from thinkfirst.models import gemma, layout
 
 LOGITS, GRADIENT = 2e-5, 1e-4  # largest difference, as a part of the largest value
 
@@ -101,15 +102,14 @@ def test_log_probs_of_the_next_token(case):
 def test_greedy_continuations_and_their_log_probs(case):
     length_P, greedy_PT = jnp.asarray(case.golden["prompt_length_B"]), case.golden["greedy_BT"]
     room = int(length_P.max())
-    cache = kv_cache.init(case.config, len(length_P), room + greedy_PT.shape[1])
     prompt_PT = jnp.asarray(case.golden["tokens_BT"][: len(length_P), :room])
-    hidden_PD, cache = jax.jit(case.model.prefill)(case.params, prompt_PT, length_P, cache)
-    decode, found, logp = jax.jit(case.model.decode), [], []
-    for step in range(greedy_PT.shape[1]):
-        logp_PV = jax.nn.log_softmax(logits(case, hidden_PD))
+    rows = stepwise.Decoder((case.model, case.params, None), prompt_PT, length_P, new=greedy_PT.shape[1])
+    found, logp = [], []
+    for _ in range(greedy_PT.shape[1]):
+        logp_PV = jax.nn.log_softmax(logits(case, rows.hidden_BD))
         found.append(jnp.argmax(logp_PV, axis=1).astype(jnp.int32))
         logp.append(logp_PV.max(axis=1))
-        hidden_PD, cache = decode(case.params, found[-1], length_P + step, cache)
+        rows.step(found[-1])
     np.testing.assert_array_equal(jnp.stack(found, axis=1), greedy_PT)
     tolerance.assert_near(jnp.stack(logp, axis=1), case.golden["greedy_logp_BT"], part=LOGITS)
 

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stepwise
 
 import tolerance
 from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
-from thinkfirst.models import config, gemma, kv_cache, layout, lora
+from thinkfirst.models import config, gemma, layout, lora
 
 pytestmark = pytest.mark.slow
 GOLDEN = pathlib.Path(os.environ.get("THINKFIRST_GOLDEN", pathlib.Path(__file__).resolve().parents[1] / "golden"))
@@ -163,12 +164,10 @@ def test_greedy_continuations_with_the_adapter(case):
     added, greedy_PT = adapter(case.model, case.factors), case.golden["greedy_BT"]
     length_P = jnp.asarray(case.golden["prompt_length_B"])
     room = int(length_P.max())
-    cache = kv_cache.init(case.model.config, len(length_P), room + greedy_PT.shape[1])
     prompt_PT = jnp.asarray(case.golden["tokens_BT"][: len(length_P), :room])
-    hidden_PD, cache = jax.jit(case.model.prefill)(case.params, prompt_PT, length_P, cache, adapter=added)
-    decode, found = jax.jit(case.model.decode), []
-    for step in range(greedy_PT.shape[1]):
-        logit_PV = logits(case, hidden_PD).at[:, 0].set(-jnp.inf)  # to Tunix id 0 is padding wherever it stands
+    rows, found = stepwise.Decoder((case.model, case.params, added), prompt_PT, length_P, new=greedy_PT.shape[1]), []
+    for _ in range(greedy_PT.shape[1]):
+        logit_PV = logits(case, rows.hidden_BD).at[:, 0].set(-jnp.inf)  # to Tunix id 0 is padding wherever it stands
         found.append(jnp.argmax(logit_PV, axis=1).astype(jnp.int32))
-        hidden_PD, cache = decode(case.params, found[-1], length_P + step, cache, adapter=added)
+        rows.step(found[-1])
     np.testing.assert_array_equal(jnp.stack(found, axis=1), greedy_PT)

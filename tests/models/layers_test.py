@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 import numpy as np
 
-import tolerance
 from thinkfirst.models import layers
 
 
@@ -18,11 +17,3 @@ def test_positions_count_from_the_start_of_each_segment():
     )
     expected = [[0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 3], [0, 1, 0, 1, 2, 0], [0, 0, 1, 0, 1, 2]]
     np.testing.assert_array_equal(layers.segment_positions(segment_BT), expected)
-
-
-def test_rotation_of_one_pair_by_hand():
-    x_BTNH = jnp.array([[[[3.0, 4.0]], [[3.0, 4.0]]]])
-    turned = layers.rope(x_BTNH, jnp.array([[0, 2]]), base=10_000.0, factor=4.0)
-    angle = 2 / 4
-    by_hand = [3 * np.cos(angle) - 4 * np.sin(angle), 4 * np.cos(angle) + 3 * np.sin(angle)]
-    tolerance.assert_close(turned[0, :, 0], np.array([[3, 4], by_hand], np.float32))

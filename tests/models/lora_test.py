@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import stepwise
 import tolerance
 from thinkfirst.core import mesh, sharding
-from thinkfirst.models import gemma, hf_config, kv_cache, layers, layout, lora
+from thinkfirst.models import gemma, hf_config, layers, layout, lora
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
@@ -101,12 +102,10 @@ def test_merged_is_applied(gemma2):
 def test_decoding_uses_the_adapter_as_scoring_does(gemma2):
     tokens_PT, length_P = gemma2.tokens_BT, jnp.array([9, 3, 8, 1])
     whole_PTD = gemma2.hidden(gemma2.params, gemma2.trained, tokens_PT)
-    cache = kv_cache.init(gemma2.model.config, 4, 16)
-    prefill, decode = jax.jit(gemma2.model.prefill), jax.jit(gemma2.model.decode)
-    last_PD, cache = prefill(gemma2.params, tokens_PT[:, :9], length_P, cache, adapter=gemma2.trained)
-    tolerance.assert_close(last_PD, whole_PTD[jnp.arange(4), length_P - 1])
-    next_P = tokens_PT[jnp.arange(4), length_P]
-    next_PD, _ = decode(gemma2.params, next_P, length_P, cache, adapter=gemma2.trained)
+    policy = gemma2.model, gemma2.params, gemma2.trained
+    rows = stepwise.Decoder(policy, tokens_PT[:, :9], length_P, new=7)
+    tolerance.assert_close(rows.hidden_BD, whole_PTD[jnp.arange(4), length_P - 1])
+    next_PD = rows.step(tokens_PT[jnp.arange(4), length_P])
     tolerance.assert_close(next_PD, whole_PTD[jnp.arange(4), length_P])
 
 
