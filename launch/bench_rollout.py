@@ -115,7 +115,8 @@ class Ours:
     """The engine; nothing else in this file knows it."""
 
     def __init__(self, params: gemma.Params) -> None:
-        self._model, self._mesh = gemma.Model(model()), mesh.make(mesh.MeshConfig())
+        self._mesh = mesh.make(mesh.MeshConfig())
+        self._model = gemma.Model(model(), self._mesh)
         self._params = jax.device_put(params, sharding.replicated(self._mesh))
 
     def sampler(self, case: Case, *, temperature: float = 1.0) -> Callable[[], batch.Rollout]:
