@@ -101,6 +101,21 @@ def per_device(
     )
 
 
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """A tree of values that every process has, random keys too, on all devices of the mesh."""
+    layout = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, layout)
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = jax.device_put(np.asarray(jax.random.key_data(leaf)), layout)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return jax.device_put(np.asarray(leaf), layout)
+
+    return jax.tree.map(put, tree)
+
+
 def rows_spec() -> PartitionSpec:
     """First axis spread over the batch axes of the mesh."""
     return PartitionSpec(mesh_lib.BATCH_AXES)

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def top_share_floor(
-    entropy_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"], *, share: float
-) -> Float[Array, ""]:
+def top_share_floor(entropy_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"], *, share: float) -> Float[Array, ""]:
     """The entropy that the given share of the tokens reaches: a quantile, linear between neighbours; no tokens: -inf.
 
     Inside `jit` over sharded rows it is that of all of them.

@@ -28,6 +28,7 @@ from thinkfirst.rl import spread as spread_lib
 LANES = 64  # per data shard, unless the caller asks for more or fewer
 STOP_IDS = 8  # a multiple of so many: the number of them is no shape
 FOREVER = 2**30  # turns
+TIMED_RUNS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +65,11 @@ class Engine:
         self._mesh, self._shards = mesh, mesh_lib.num_row_shards(mesh)
         padded = np.full(-(-max(1, len(stop_ids)) // STOP_IDS) * STOP_IDS, -1, np.int32)
         padded[: len(stop_ids)] = stop_ids
-        self._stop_ids = jax.device_put(padded, sharding.replicated(mesh))
+        self._stop_ids = padded
         self._programs = rollout_program.Programs(model, mesh)
         self._caches: tuple[Any, scheduler.Caches] | None = None
+        self._calls: dict[scheduler.Shape, int] = {}
+        self._seconds: dict[scheduler.Shape, dict[str, float]] = {}
 
     def sample(
         self,
@@ -110,7 +113,7 @@ class Engine:
         spread = spread_lib.Spread.of(num_prompts, group, self._shards)
         shape = self.bucket(num_prompts, group, prompts.tokens_PT.shape[1], truncated=sampling.truncated)
         queue = jax.device_put(spread.queue(prompts, limit_B, shape), sharding.rows(self._mesh))
-        call = jax.device_put(self._call(sampling, key, turns), sharding.replicated(self._mesh))
+        call = sharding.everywhere(self._call(sampling, key, turns), self._mesh)
         state = self._programs.begin(shape)(self._held(shape))
         cuts = stopping.Cuts(cut or (lambda tokens: None), len(limit_B), self.room)
         waited = 0.0
@@ -127,9 +130,12 @@ class Engine:
                 break
             yield Progress(rollout, ended_B)
         self._keep(shape, state.caches, sound=bool(np.isfinite(rollout.logp_BT).all()))
-        self.metrics = self._measured(rollout, host[2], prompts, shape) | {
-            "rollout/tokens_per_second": float(rollout.length_B.sum()) / (time.perf_counter() - begun),
-            "rollout/host_share": 1.0 - waited / (time.perf_counter() - begun),
+        spent = time.perf_counter() - begun
+        self.metrics = {
+            **self._measured(rollout, host[2], prompts, shape),
+            "rollout/tokens_per_second": float(rollout.length_B.sum()) / spent,
+            "rollout/time/host": 1.0 - waited / spent,
+            **self._shares(shape, (params, adapter), call, host[2], share=waited / spent),
         }
         yield Progress(rollout, ended_B)
 
@@ -171,6 +177,28 @@ class Engine:
         """Keeps the caches for the next call, but not those that may hold a NaN: masked, it would still spread."""
         self._caches = ((shape.lanes, shape.prefilled, shape.resident, shape.rooms), caches) if sound else None
 
+    def _shares(
+        self,
+        shape: scheduler.Shape,
+        policy: rollout_program.Policy,
+        call: Any,
+        counts: scheduler.Counts,
+        *,
+        share: float,
+    ) -> dict[str, float]:
+        """How the device's `share` of a call's time divides: its steps timed by themselves, times how often they ran.
+
+        They are timed once for a bucket, in its second call; the first one compiles, and knows nothing.
+        """
+        self._calls[shape] = self._calls.get(shape, 0) + 1
+        if self._calls[shape] == 2 and self._caches:
+            self._seconds[shape], self._caches = _timed(self._programs.parts(shape), self._caches, policy, call)
+        if shape not in self._seconds:
+            return {}
+        times = {"prefill": counts.prefills.max(), "decode": counts.turns.max(), "sample": counts.turns.max()}
+        spent = {name: float(times[name]) * seconds for name, seconds in self._seconds[shape].items()}
+        return {f"rollout/time/{name}": share * one / sum(spent.values()) for name, one in spent.items()}
+
     def _measured(
         self, rollout: batch.Rollout, counts: scheduler.Counts, prompts: batch.Prompts, shape: scheduler.Shape
     ) -> dict[str, float]:
@@ -187,6 +215,20 @@ class Engine:
             "rollout/ended_by_stop": float(rollout.stopped_B.mean()),
             "rollout/ended_by_length": 1.0 - float(rollout.stopped_B.mean()),
         }
+
+
+def _timed(parts: dict[str, Any], held: Any, policy: rollout_program.Policy, call: Any) -> tuple[dict[str, float], Any]:
+    """(seconds of each part, the caches they ran on): the best of a few runs after one that compiles."""
+    shape, caches = held
+    seconds = {}
+    for name, part in parts.items():
+        runs = []
+        for _ in range(TIMED_RUNS + 1):
+            start = time.perf_counter()
+            caches, _ = jax.block_until_ready(part(caches, policy, call))
+            runs.append(time.perf_counter() - start)
+        seconds[name] = min(runs[1:])
+    return seconds, (shape, caches)
 
 
 def _no_rows(room: int) -> batch.Rollout:

@@ -1,29 +1,36 @@
 """The programs of the rollout engine as a mesh runs them, compiled for a bucket, be its devices there or not."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
 
 from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.core import sharding
 from thinkfirst.kernels import on_mesh
-from thinkfirst.models import gemma
+from thinkfirst.models import gemma, kv_cache, lora
 from thinkfirst.rl import batch, scheduler
+
+Policy = tuple[gemma.Params, lora.Adapter | None]
 
 
 class Programs:
     """What the engine runs: `empty` makes caches, `begin` a state of them, `advance` takes the state some turns on.
 
-    The state is donated to `advance`, and the caches to `begin`.  Each is made once for a bucket.
+    `parts` are the steps of `advance` by themselves, to be timed.  The state is donated to `advance`, the caches to all
+    others.  Each is made once for a bucket.
     """
 
     def __init__(self, model: gemma.Model, mesh: Mesh) -> None:
         self.compiles = 0
         self._model, self._mesh = model, mesh
         self.empty, self.begin, self.advance = map(functools.cache, (self._empty, self._begin, self._advance))
+        self.parts = functools.cache(self._parts)
 
     def lower(self, shape: scheduler.Shape, params: Any, adapter: Any, *, num_stop_ids: int = 8) -> Any:
         """`advance` lowered for parameters given as shapes with their shardings."""
@@ -72,6 +79,19 @@ class Programs:
         operands = (_state_spec(), same, rows, rows, same)
         return self._mapped(advance, operands, _state_spec(), layout=self._layout(), donate=True)
 
+    def _parts(self, shape: scheduler.Shape) -> dict[str, Any]:
+        """(caches, (parameters, adapter), call) -> caches', something of what was computed."""
+        same, rows, layout = sharding.replicated_spec(), sharding.rows_spec(), self._layout()
+        compiled = functools.partial(
+            self._mapped,
+            operands=(_caches_spec(), same, same),
+            results=(_caches_spec(), rows),
+            layout=(layout.caches, layout.counts),
+            donate=True,
+        )
+        steps = {"prefill": _prefill_alone, "decode": _decode_alone, "sample": _sample_alone}
+        return {name: compiled(functools.partial(step, self._model, shape)) for name, step in steps.items()}
+
     def _mapped(self, function: Any, operands: Any, results: Any, *, layout: Any, donate: bool = False) -> Any:
         """The compiled `function` of each data shard."""
         mapped = jax.shard_map(
@@ -89,6 +109,45 @@ class Programs:
         whole = on_mesh.whole_heads(self._mesh, self._model.config.num_kv_heads)
         caches = NamedSharding(self._mesh, sharding.work_spec("LBSK", whole=whole))
         return _state(caches, *[sharding.rows(self._mesh)] * 4)
+
+
+def _prefill_alone(
+    model: gemma.Model, shape: scheduler.Shape, caches: scheduler.Caches, policy: Policy, call: scheduler.Call
+) -> tuple[scheduler.Caches, Float[Array, "P D"]]:
+    """What one prefill of the loop computes, on prompts of one token said again and again."""
+    length_P = jnp.full(shape.prefilled, shape.rooms.prompt, jnp.int32)
+    tokens_PT = jnp.ones((shape.prefilled, shape.rooms.prompt), jnp.int32)
+    hidden_PD, filled = model.prefill(policy[0], tokens_PT, length_P, caches.filled, adapter=policy[1])
+    resident = kv_cache.keep(caches.resident, filled, jnp.arange(shape.prefilled))
+    return dataclasses.replace(caches, resident=resident, filled=filled), hidden_PD
+
+
+def _decode_alone(
+    model: gemma.Model, shape: scheduler.Shape, caches: scheduler.Caches, policy: Policy, call: scheduler.Call
+) -> tuple[scheduler.Caches, Float[Array, "E D"]]:
+    """What decoding computes in one turn, half-way through the room."""
+    token_E = jnp.zeros(shape.lanes, jnp.int32)
+    length_Q = jnp.full(shape.resident, shape.rooms.prompt, jnp.int32)
+    shared = kv_cache.Shared(caches.resident, length_Q, jnp.arange(shape.lanes) * shape.resident // shape.lanes)
+    hidden_ED, own = model.decode(
+        policy[0],
+        token_E,
+        token_E + shape.rooms.new // 2,
+        caches.own,
+        shared,
+        rooms=shape.rooms,
+        adapter=policy[1],
+    )
+    return dataclasses.replace(caches, own=own), hidden_ED
+
+
+def _sample_alone(
+    model: gemma.Model, shape: scheduler.Shape, caches: scheduler.Caches, policy: Policy, call: scheduler.Call
+) -> tuple[scheduler.Caches, Int[Array, "E"]]:
+    """What sampling computes in one turn."""
+    hidden_ED = jnp.ones((shape.lanes, model.config.width), model.config.dtype)
+    key_E = jax.random.split(call.key, shape.lanes)
+    return caches, model.sample(policy[0], hidden_ED, key_E, call.limits, truncated=shape.truncated)[0]
 
 
 def _caches_spec() -> Any:

@@ -235,7 +235,19 @@ def test_metrics_add_up():
     assert metrics["rollout/prefills"] == 5 and metrics["rollout/prompt_padding"] == 1 - 30 / 50
     assert metrics["rollout/ended_by_stop"] + metrics["rollout/ended_by_length"] == 1
     assert metrics["rollout/tokens_per_second"] > 0 and metrics["rollout/cache_bytes"] > 0
-    assert 0 < metrics["rollout/host_share"] < 1
+    assert 0 < metrics["rollout/time/host"] < 1
+
+
+def test_shares_of_time_are_known_from_the_second_call_on():
+    used = rollout.Engine(*policy(TINY, 1, 1, 1)[:2], room=ROOM, stop_ids=STOPS, lanes=4)
+    _, _, params, adapter = policy(TINY, 1, 1, 1)
+    for call in range(3):
+        with jax.transfer_guard("disallow"):
+            found = used.sample(params, adapter, prompts(), batch.Sampling.of(max_new_tokens=ROOM), KEY, group=GROUP)
+        shares = {name: used.metrics[name] for name in used.metrics if "/time/" in name}
+        assert len(shares) == (4 if call else 1) and all(0 < share < 1 for share in shares.values())
+        assert call == 0 or sum(shares.values()) == pytest.approx(1)
+    assert_same(found, expected(prompts()))
 
 
 def test_greedy_takes_the_likeliest():
