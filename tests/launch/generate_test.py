@@ -88,3 +88,24 @@ def test_text_in_and_out(generated, capsys, monkeypatch):
         capsys.readouterr()
         assert generate.main(["generate", *how, "--chat", source]) == 0
         assert turn["text"] in capsys.readouterr().out
+
+
+def test_a_text_ends_before_the_string_it_was_to_stop_at(generated):
+    how = [f"--checkpoint={recipes.DEMO_BASE}", "--temperature=0", "--max_new_tokens=40", "--chat"]
+    rows = [{"prompt": "Ann has 12 apples and buys 3. How many apples does Ann have?"}] * 2
+    whole = generated(rows, *how)[0]
+    stop = whole["text"][8:11]
+    for found in generated(rows, *how, f"--stop_string={stop}", "--stop_string=never"):
+        assert found["text"] == whole["text"][: whole["text"].index(stop)]
+        assert found["finish_reason"] == "stop" and len(found["tokens"]) < len(whole["tokens"])
+        assert found["tokens"] == whole["tokens"][: len(found["tokens"])]
+
+
+def test_a_single_text_grows_on_the_screen_and_is_there_once(capsys, monkeypatch):
+    pieces = []
+    monkeypatch.setattr(generate, "print", lambda *text, **how: pieces.append(text[0]), raising=False)
+    how = [f"--checkpoint={recipes.DEMO_BASE}", "--temperature=0", "--max_new_tokens=40", "--chat"]
+    question = "Ann has 12 apples and buys 3. How many apples does Ann have?"
+    assert generate.main(["generate", *how, f"--prompt={question}"]) == 0
+    told = pieces[1:-1]  # what is read and the summary are around it
+    assert len(told) > 1 and "".join(told).count("The answer is") == 1
