@@ -1,8 +1,7 @@
 """Attention of decoding: checks, then the implementation.
 
-`attention` reads a cache that already holds the new token.  `append_attention` and `grouped` write it as well, into one
-layer of a stack of caches, which they give back: donate or carry the stack, or the compiler copies it.  Those caches
-may be `quantised.Quantised`, own caches and prompts alike.
+Both forms write the new token's key and value as well, into one layer of a stack of caches, which they give back:
+donate or carry the stack, or the compiler copies it.  Caches may be `quantised.Quantised`, own ones and prompts alike.
 """
 
 from typing import Any, Literal
@@ -14,24 +13,6 @@ from thinkfirst.kernels import placement
 from thinkfirst.kernels.decode_attention import gpu, plans, reference, tpu
 
 Backend = Literal["auto", "reference", "tpu", "tpu_interpret", "gpu"]
-
-
-def attention(
-    query_BNH: Float[Array, "B N H"],
-    key_BSKH: Float[Array, "B S K H"],
-    value_BSKH: Float[Array, "B S K H"],
-    position_B: Int[Array, "B"],
-    *,
-    scale: float,
-    window: int = 0,
-    soft_cap: float = 0.0,
-    backend: Literal["auto", "reference", "gpu"] = "auto",
-) -> Float[Array, "B N H"]:
-    """One token per row against a ring cache that already holds it at slot `position % S`."""
-    _check(query_BNH, key_BSKH.shape[2], window, soft_cap)
-    taken = placement.takes_triton(backend, supported=gpu.supports(query_BNH, key_BSKH))
-    run = gpu.attention if taken else reference.attention
-    return run(query_BNH, key_BSKH, value_BSKH, position_B, scale=scale, window=window, soft_cap=soft_cap)
 
 
 def append_attention(

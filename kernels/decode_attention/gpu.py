@@ -56,21 +56,6 @@ def supports(query_BNH: Float[Array, "B N H"], cache: Any) -> bool:
     return even and same and query_BNH.shape[2] in WIDTHS
 
 
-def attention(
-    query_BNH: Float[Array, "B N H"],
-    key_BSKH: Float[Array, "B S K H"],
-    value_BSKH: Float[Array, "B S K H"],
-    position_B: Int[Array, "B"],
-    *,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> Float[Array, "B N H"]:
-    """Context of the newest token of each row, as `reference.attention` defines it; no gradient."""
-    own = _own((key_BSKH[None], value_BSKH[None]), jnp.int32(0), position_B)
-    return _combined(query_BNH, [_sums(query_BNH, own, Settings(scale, window, soft_cap), together=1)])
-
-
 def append_attention(
     query_BNH: Float[Array, "B N H"],
     new: tuple[Float[Array, "B K H"], Float[Array, "B K H"]],
@@ -82,7 +67,7 @@ def append_attention(
     window: int,
     soft_cap: float,
 ) -> tuple[Float[Array, "B N H"], reference.Pair]:
-    """The same where the token is written first (by XLA, in place), to one layer of a stack; and the rings."""
+    """Context of each row's new token, written first (by XLA, in place) to one layer of a stack; and the rings."""
     position_B = jnp.maximum(position_B, 0)
     ring = reference.written(new, ring, layer, position_B)
     own = _own(ring, layer, position_B)

@@ -32,10 +32,6 @@ LAYER, POSITION = jnp.int32(0), jnp.array([1, 2])
 PROMPT = {"prompt": (jnp.ones((3, 2, 4, 1, 16)),) * 2, "length_P": jnp.array([4, 4]), "group_B": jnp.array([1, 0])}
 
 
-def attention(**rest):
-    return api.attention(QUERY, RING[0][0], RING[1][0], POSITION, scale=1.0, **rest)
-
-
 def append_attention(**rest):
     return api.append_attention(QUERY, NEW, RING, LAYER, POSITION, scale=1.0, **rest)
 
@@ -44,12 +40,11 @@ def grouped(**rest):
     return api.grouped(QUERY, NEW, RING, LAYER, POSITION, **PROMPT, scale=1.0, **rest)
 
 
-@pytest.mark.parametrize("program", [attention, append_attention, grouped])
+@pytest.mark.parametrize("program", [append_attention, grouped])
 def test_auto_takes_the_kernel(program, monkeypatch):
     taken = []
     monkeypatch.setattr(placement, "takes_triton", lambda backend, supported: backend == "auto" and supported)
-    found = QUERY if program is attention else (QUERY, RING)
-    monkeypatch.setattr(gpu, program.__name__, lambda *_, **settings: taken.append(settings) or found)
+    monkeypatch.setattr(gpu, program.__name__, lambda *_, **settings: taken.append(settings) or (QUERY, RING))
     program()
     assert taken[0]["scale"] == 1.0
     if program is grouped:
@@ -58,13 +53,13 @@ def test_auto_takes_the_kernel(program, monkeypatch):
     assert len(taken) == 1
 
 
-@pytest.mark.parametrize("program", [attention, append_attention, grouped])
+@pytest.mark.parametrize("program", [append_attention, grouped])
 def test_a_gpu_asked_for_where_there_is_none_is_refused(program):
     with pytest.raises(ValueError, match="backend gpu needs a GPU; this is cpu"):
         program(backend="gpu")
 
 
 def test_odd_widths_are_refused():
-    query, cache = jnp.ones((2, 2, 48)), jnp.ones((2, 5, 1, 48))
+    query, ring, new = jnp.ones((2, 2, 48)), (jnp.ones((3, 2, 5, 1, 48)),) * 2, (jnp.ones((2, 1, 48)),) * 2
     with pytest.raises(ValueError, match="width of a head"):
-        gpu.attention(query, cache, cache, POSITION, scale=1.0, window=0, soft_cap=0.0)
+        gpu.append_attention(query, new, ring, LAYER, POSITION, scale=1.0, window=0, soft_cap=0.0)

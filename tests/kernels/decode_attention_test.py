@@ -25,10 +25,11 @@ def test_equals_the_last_row_of_whole_attention(slots, window):
         ring_key = ring_key.at[:, position % slots].set(key[:, position])
         ring_value = ring_value.at[:, position % slots].set(value[:, position])
     position_B = jnp.full((2,), length - 1)
-    tolerance.assert_close(api.attention(query[:, -1], ring_key, ring_value, position_B, **settings), expected)
+    tolerance.assert_close(reference.attention(query[:, -1], ring_key, ring_value, position_B, **settings), expected)
 
 
 def test_uneven_heads_are_refused():
     x = jnp.ones((1, 3, 4))
     with pytest.raises(ValueError, match="3 query heads cannot share 2"):
-        api.attention(x, jnp.ones((1, 5, 2, 4)), jnp.ones((1, 5, 2, 4)), jnp.array([0]), scale=1.0)
+        ring, new = (jnp.ones((1, 1, 5, 2, 4)),) * 2, (jnp.ones((1, 2, 4)),) * 2
+        api.append_attention(x, new, ring, jnp.int32(0), jnp.array([0]), scale=1.0)

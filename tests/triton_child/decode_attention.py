@@ -95,8 +95,9 @@ def parity():
 
 def idle():
     """A row that looks at nothing gets zeros."""
-    query, cache = jnp.ones((2, 2, 16)), jnp.ones((2, 17, 1, 16))
-    found = gpu.attention(query, cache, cache, jnp.array([-1, 3]), scale=1.0, window=0, soft_cap=0.0)
+    query, cache = jnp.ones((2, 2, 16)), jnp.ones((1, 2, 17, 1, 16))
+    own = gpu._own((cache, cache), jnp.int32(0), jnp.array([-1, 3]))
+    found = gpu._combined(query, [gpu._sums(query, own, gpu.Settings(1.0, 0, 0.0), together=1)])
     assert found[:, 0, 0].tolist() == [0.0, 1.0], found
 
 
