@@ -91,8 +91,11 @@ def init_optimizer(transform: Any, trained: Any, subject: policy.Policy) -> Any:
 
 def draw(problems: source.Source, stage: stages.Grpo, phase: curriculum.Phase, step: int) -> list[batch.Problem]:
     """The step's problems: the next ones in line, of the phase's difficulties in turn."""
-    indices = range((step - 1) * stage.prompts, step * stage.prompts)
-    return [problems.problem(index, curriculum.difficulty_at(phase, index)) for index in indices]
+    asked = []
+    for index in range((step - 1) * stage.prompts, step * stage.prompts):
+        turn = curriculum.turn(stage.phases, stage.prompts, index) if problems.counts_by_difficulty else index
+        asked.append(problems.problem(turn, curriculum.difficulty_at(phase, index)))
+    return asked
 
 
 def reward_weights(schedule: stages.RewardSchedule, step: int) -> composite.RewardWeights:
