@@ -47,7 +47,7 @@ def turn(phases: Sequence[Phase], prompts: int, index: int) -> int:
         end = index if endless else min(phase.until * prompts, index)
         cycle = len(phase.difficulties)
         places = [place for place in range(cycle) if phase.difficulties[place] == difficulty]
-        found += sum(-(-(end - place) // cycle) + -(place - start) // cycle for place in places)
+        found += sum((place - start) // cycle - (place - end) // cycle for place in places)
         start = end
     return found
 

@@ -27,6 +27,9 @@ def make_grpo_step(
     transform: optax.GradientTransformation,
 ) -> loop.Step:
     """Step function of the stage; its state is the adapter and that of the optimiser `transform`."""
+    for phase in stage.phases:
+        for difficulty in phase.difficulties:
+            problems.problem(0, difficulty)  # one that the data lack is told now, not when its phase begins
     update = learner.make_step(
         subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=stage.remat
     )

@@ -187,5 +187,8 @@ def _hub(path: str) -> list[Row]:
         import datasets
     except ImportError as error:
         raise ValueError(f"{path}: the hub is read with datasets: pip install 'thinkfirst[hf]'") from error
-    loaded = datasets.load_dataset(f"{owner}/{rest[0]}", *rest[1:], split=split)
+    try:
+        loaded = datasets.load_dataset(f"{owner}/{rest[0]}", *rest[1:], split=split)
+    except (OSError, ValueError) as error:  # no network, no such set, configuration or split
+        raise ValueError(f"{path}: {error}") from error
     return [Row(f"{path} (row {number})", dict(fields), path) for number, fields in enumerate(loaded)]

@@ -153,6 +153,10 @@ class Files:
 
 def make(config: DataConfig, seed: int) -> Source:
     """The source a configuration asks for."""
+    if config.kind == "mix":
+        return mix.Mix(config.parts, seed)
+    if config.parts:
+        raise ValueError(f"data.kind={config.kind} has no parts: set data.kind=mix, or leave them out")
     generators = {
         "arithmetic": Arithmetic,
         "arithmetic_drill": DrillArithmetic,
@@ -160,10 +164,6 @@ def make(config: DataConfig, seed: int) -> Source:
     }
     if config.kind in generators:
         return generators[config.kind](config, seed)
-    if config.kind == "mix":
-        return mix.Mix(config.parts, seed)
-    if config.parts:
-        raise ValueError(f"data.kind={config.kind} has no parts: set data.kind=mix, or leave them out")
     for name, path in (("data.train", config.train), ("data.eval", config.eval)):
         if not path:
             raise ValueError(f"{name} is not set: --set {name}=FILE")
