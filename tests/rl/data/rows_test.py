@@ -135,9 +135,10 @@ def test_what_the_hub_refuses_is_named(monkeypatch, error):
 
 
 def test_parquet(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="left out: Parquet, which needs pyarrow (the extra hf)")
+    pyarrow = pytest.importorskip("pyarrow", reason="left out: Parquet, which needs pyarrow (the extra hf)")
+    parquet = pytest.importorskip("pyarrow.parquet")
     fields = [{"question": "Q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answer": 1}, {"question": "R"}]
-    parquet.write_table(parquet.pa.Table.from_pylist(fields), tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(fields), tmp_path / "a.parquet")
     found = read(tmp_path / "a.parquet")
     assert found[0] == ("/a.parquet (row 0)", fields[0])
     assert found[1] == ("/a.parquet (row 1)", {"question": "R", "choices": None, "answer": None})
