@@ -133,6 +133,8 @@ class Mix:
 
     def held_out(self) -> list[batch.Problem]:
         """The same problems whatever the seed, so that runs can be compared."""
+        if not self._held_out:
+            raise ValueError("this mix holds no problem to evaluate on: --set data.parts.NAME.held_out=COUNT")
         return self._held_out
 
 

@@ -50,6 +50,15 @@ def test_what_one_part_takes_changes_nothing_in_another(parts):
     assert of_a(mix.Mix(parts, seed=0)) == of_a(mix.Mix(parts[:1], seed=0))
 
 
+def test_parts_of_one_size_take_different_places(tmp_path):
+    held = write(tmp_path / "e", ["z"])
+    paths = {name: write(tmp_path / name, [f"{name}{i}" for i in range(40)], domain=name) for name in "xy"}
+    problems = mix.Mix([mix.Part(name, "jsonl", path, 10, held) for name, path in paths.items()], seed=0)
+    taken = {name: [row.problem.question[1:] for row in problems.train if row.problem.domain == name] for name in "xy"}
+    assert len(taken["x"]) == len(taken["y"]) == 10
+    assert taken["x"] != taken["y"]
+
+
 def test_a_cursor_in_mid_epoch_repeats_and_skips_nothing(parts):
     whole = [mix.Mix(parts, seed=1).problem(index, mix.ANY) for index in range(38)]
     resumed = mix.Mix(parts, seed=1)
@@ -77,6 +86,11 @@ def test_held_out_problems_do_not_depend_on_the_seed_and_grow_by_adding(parts):
     assert found == mix.Mix(parts, seed=9).held_out()
     fewer = mix.Mix((mix.Part("c", "jsonl", eval=parts[2].eval, held_out=2),), seed=0)
     assert fewer.held_out() == found[2:4]
+
+
+def test_a_mix_without_held_out_problems_says_so(parts):
+    with pytest.raises(ValueError, match=r"no problem to evaluate on: --set data\.parts\.NAME\.held_out=COUNT"):
+        mix.Mix(parts[:1], seed=0).held_out()
 
 
 def test_the_split_is_by_the_hash_of_the_normalised_question(tmp_path):
