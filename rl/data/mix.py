@@ -112,8 +112,11 @@ class Mix:
         self.train = _taken(sides, seed)
         self._held_out = [problem for side in sides for problem in _chosen(side)]
         problems = [row.problem for row in self.train]
-        by_difficulty: dict[str, list[batch.Problem]] = {ANY: problems} if problems else {}
+        by_difficulty: dict[str, list[batch.Problem]] = {ANY: list(problems)} if problems else {}
         for problem in problems:
+            if problem.difficulty == ANY:
+                asked = problem.question[:120]
+                raise ValueError(f"difficulty {ANY!r} is that of every problem, no row's own: {asked!r}")
             by_difficulty.setdefault(problem.difficulty, []).append(problem)
         self._sizes = {name: len(found) for name, found in by_difficulty.items()}
         self._lines = {name: endless(found, seed) for name, found in by_difficulty.items()}

@@ -176,6 +176,12 @@ def test_difficulty_by_source(tmp_path):
     assert {problem.difficulty for problem in [*epoch(problems, size=2), *problems.held_out()]} == {"hard"}
 
 
+def test_no_row_has_the_difficulty_of_all(tmp_path):
+    part = mix.Part("x", "jsonl", write(tmp_path / "t", "ab", difficulty="any"), eval=write(tmp_path / "e", "z"))
+    with pytest.raises(ValueError, match="difficulty 'any' is that of every problem, no row's own: 'a'"):
+        mix.Mix((part,), seed=0)
+
+
 def test_difficulty_by_measured_pass_rate(tmp_path):
     rates = (("a", 0.9), ("b", 0.5), ("c", 0))
     lines = [json.dumps({"id": rows.identity(question), "pass_rate": rate}) for question, rate in rates]
