@@ -54,7 +54,7 @@ setuptools.setup(
         # jax-triton 0.3 takes `out_shape` as kernels/*/gpu.py writes it; its later versions break on jax 0.12.
         "gpu": ["jax[cuda13]>=0.10.2,<0.12", "jax-triton>=0.3.1,<0.4", TRITON],
         "triton": [TRITON],
-        "hf": ["huggingface_hub", "transformers"],
+        "hf": ["datasets", "huggingface_hub", "pyarrow", "transformers"],
         "gcs": ["gcsfs"],
         "math": ["math-verify"],
         "profile": ["xprof"],

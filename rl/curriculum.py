@@ -37,6 +37,21 @@ def difficulty_at(phase: Phase, index: int) -> str:
     return phase.difficulties[index % len(phase.difficulties)]
 
 
+def turn(phases: Sequence[Phase], prompts: int, index: int) -> int:
+    """How many problems before the one with this index had its difficulty, at `prompts` a step."""
+    difficulty = difficulty_at(phase_at(phases, index // prompts + 1), index)
+    start = found = 0
+    while start < index:
+        phase = phase_at(phases, start // prompts + 1)
+        endless = phase is phases[-1] or not phase.until
+        end = index if endless else min(phase.until * prompts, index)
+        cycle = len(phase.difficulties)
+        places = [place for place in range(cycle) if phase.difficulties[place] == difficulty]
+        found += sum((place - start) // cycle - (place - end) // cycle for place in places)
+        start = end
+    return found
+
+
 def value_at(anneal: Anneal, step: int) -> float:
     """The annealed number at `step`."""
     if anneal.over <= 1:

@@ -27,6 +27,9 @@ def make_grpo_step(
     transform: optax.GradientTransformation,
 ) -> loop.Step:
     """Step function of the stage; its state is the adapter and that of the optimiser `transform`."""
+    for phase in stage.phases:
+        for difficulty in phase.difficulties:
+            problems.problem(0, difficulty)  # one that the data lack is told now, not when its phase begins
     update = learner.make_step(
         subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=stage.remat
     )
@@ -91,8 +94,11 @@ def init_optimizer(transform: Any, trained: Any, subject: policy.Policy) -> Any:
 
 def draw(problems: source.Source, stage: stages.Grpo, phase: curriculum.Phase, step: int) -> list[batch.Problem]:
     """The step's problems: the next ones in line, of the phase's difficulties in turn."""
-    indices = range((step - 1) * stage.prompts, step * stage.prompts)
-    return [problems.problem(index, curriculum.difficulty_at(phase, index)) for index in indices]
+    asked = []
+    for index in range((step - 1) * stage.prompts, step * stage.prompts):
+        turn = curriculum.turn(stage.phases, stage.prompts, index) if problems.counts_by_difficulty else index
+        asked.append(problems.problem(turn, curriculum.difficulty_at(phase, index)))
+    return asked
 
 
 def reward_weights(schedule: stages.RewardSchedule, step: int) -> composite.RewardWeights:

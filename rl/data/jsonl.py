@@ -1,33 +1,47 @@
-"""Any JSONL with {question, answer} and optionally domain, choices, difficulty, tests, completion."""
+"""Any rows with {question, answer} and optionally domain, choices, difficulty, tests, completion.
 
-import hashlib
+`question` is shown as it is, so it must list its own options.  `answer` may be left out where there are tests, and in
+the open domains.
+"""
+
 from typing import Any
 
-from thinkfirst.core import files
 from thinkfirst.rl import batch
-
-_OPTIONAL: dict[str, type] = {"domain": str, "difficulty": str, "choices": list, "tests": list, "completion": str}
+from thinkfirst.rl.data import choice, domains, rows
 
 
 def read(path: str) -> list[batch.Demonstration]:
     """Problems of a file; `completion`, where a row has one, is a solution to imitate."""
-    return [_demonstration(place, row) for place, row in files.read_json_lines(path)]
+    return [demonstration(row) for row in rows.read(path)]
 
 
-def _demonstration(place: str, row: dict[str, Any]) -> batch.Demonstration:
-    for name in ("question", "answer"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            raise ValueError(f"{place}: {name!r} must be text, got {row.get(name)!r}")
-    for name, kind in _OPTIONAL.items():
-        if name in row and not isinstance(row[name], kind):
-            raise ValueError(f"{place}: {name!r} must be a {kind.__name__}, got {row[name]!r}")
+def demonstration(row: rows.Row) -> batch.Demonstration:
+    """The problem of a row, and its completion."""
+    question, domain = row.text("question"), _text(row, "domain", "math")
+    tests, choices = _texts(row, "tests"), _texts(row, "choices")
+    needless = tests or domain in domains.OPEN
+    answer = _text(row, "answer", "") if needless else row.text("answer")
+    if choices and answer not in (*choices, *choice.LETTERS[: len(choices)]):
+        raise row.error(f"'answer' must be one of the choices or the letter of one: {list(choices)}", answer)
     problem = batch.Problem(
-        id=hashlib.sha256(row["question"].encode()).hexdigest()[:16],
-        question=row["question"],
-        answer=row["answer"],
-        domain=row.get("domain", "math"),
-        choices=tuple(row.get("choices", ())),
-        difficulty=row.get("difficulty", "medium"),
-        tests=tuple(row.get("tests", ())),
+        id=rows.identity(question),
+        question=question,
+        answer=answer,
+        domain=domain,
+        choices=choices,
+        difficulty=_text(row, "difficulty", "medium"),
+        tests=tests,
     )
-    return batch.Demonstration(problem, row.get("completion", ""))
+    return batch.Demonstration(problem, _text(row, "completion", ""))
+
+
+def _text(row: rows.Row, name: str, default: str) -> str:
+    """The field, or `default` where there is none: in a table an empty cell is none."""
+    value: Any = row.fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise row.error(f"{name!r} must be text", value)
+    return default if value is None else value
+
+
+def _texts(row: rows.Row, name: str) -> tuple[str, ...]:
+    return () if row.fields.get(name) is None else row.texts(name)

@@ -4,23 +4,22 @@ import dataclasses
 import pathlib
 from typing import Literal, Protocol, runtime_checkable
 
-import grain
 import numpy as np
 
 from thinkfirst.rl import batch
-from thinkfirst.rl.data import arithmetic, author, gsm8k, jsonl
+from thinkfirst.rl.data import arithmetic, author, gsm8k, jsonl, mix, rows
 
 DRILL_LENGTH = 4
 REPEAT_SHARE = 0.15
 MARKUP_TAGS = ("b", "i", "p", "em")
 MARKUP_WORDS = ("reasoning", "answer", "Step 4: 7.", "Step 5.", "25", "30.", "pens")
 
-Kind = Literal["arithmetic", "arithmetic_drill", "arithmetic_plain", "gsm8k", "jsonl"]
+Kind = Literal["arithmetic", "arithmetic_drill", "arithmetic_plain", "gsm8k", "jsonl", "mix"]
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """`train` and `eval` are files of the kinds that have any.
+    """`train` and `eval` are files of the kinds that have any; a mix has `parts`, which say all there is to say.
 
     Of the built-in problems, `slip_share` is the share of traces with a slip; `long` scales that of three-step ones.
     """
@@ -28,6 +27,7 @@ class DataConfig:
     kind: Kind = "arithmetic"
     train: str = ""
     eval: str = ""
+    parts: tuple[mix.Part, ...] = ()
     held_out: int = 120
     slip_share: float = 0.55
     long: float = 1.0
@@ -35,7 +35,12 @@ class DataConfig:
 
 @runtime_checkable
 class Source(Protocol):
-    """Endless problems and demonstrations by index, and a fixed list of held-out problems."""
+    """Endless problems and demonstrations by index, and a fixed list of held-out problems.
+
+    `problem` is asked with the number of the problem among all of the stage, or among those of its difficulty.
+    """
+
+    counts_by_difficulty: bool
 
     def problem(self, index: int, difficulty: str) -> batch.Problem: ...
 
@@ -46,6 +51,8 @@ class Source(Protocol):
 
 class Arithmetic:
     """The built-in generator.  SFT, GRPO and pre-training draw from different seeds."""
+
+    counts_by_difficulty = False
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         if not 0 <= config.slip_share <= 1:
@@ -114,6 +121,8 @@ def _markup(rng: np.random.Generator) -> str:
 class Files:
     """Problems read from files, shuffled anew every epoch; held-out problems may not occur in training."""
 
+    counts_by_difficulty = False
+
     def __init__(
         self, train: list[batch.Demonstration], held_out: list[batch.Problem], *, seed: int, limit: int, name: str
     ) -> None:
@@ -124,11 +133,11 @@ class Files:
             raise ValueError(f"{name}: no problems in the {'training' if not train else 'held-out'} file")
         self._held_out = held_out[:limit]
         shown = [row for row in train if row.completion]
-        self._demonstrations = _endless(shown, seed) if shown else None
+        self._demonstrations = mix.endless(shown, seed) if shown else None
         levels = arithmetic.DIFFICULTIES
         by_difficulty = {level: [row.problem for row in train if row.problem.difficulty == level] for level in levels}
-        self._problems = {level: _endless(rows, seed) for level, rows in by_difficulty.items() if rows}
-        self._any = _endless([row.problem for row in train], seed)
+        self._problems = {level: mix.endless(rows, seed) for level, rows in by_difficulty.items() if rows}
+        self._any = mix.endless([row.problem for row in train], seed)
 
     def problem(self, index: int, difficulty: str) -> batch.Problem:
         return self._problems.get(difficulty, self._any)[index]
@@ -144,6 +153,10 @@ class Files:
 
 def make(config: DataConfig, seed: int) -> Source:
     """The source a configuration asks for."""
+    if config.kind == "mix":
+        return mix.Mix(config.parts, seed)
+    if config.parts:
+        raise ValueError(f"data.kind={config.kind} has no parts: set data.kind=mix, or leave them out")
     generators = {
         "arithmetic": Arithmetic,
         "arithmetic_drill": DrillArithmetic,
@@ -154,7 +167,7 @@ def make(config: DataConfig, seed: int) -> Source:
     for name, path in (("data.train", config.train), ("data.eval", config.eval)):
         if not path:
             raise ValueError(f"{name} is not set: --set {name}=FILE")
-        if not pathlib.Path(path).is_file():
+        if not path.startswith(rows.HUB) and not pathlib.Path(path).is_file():
             raise ValueError(f"{name}={path}: no such file")
     read = gsm8k.read if config.kind == "gsm8k" else jsonl.read
     held_out = [row.problem for row in read(config.eval)]
@@ -168,8 +181,3 @@ def corpus(seed: int, size: int = 3000) -> list[str]:
     shown = [source.demonstration(index) for source in sources for index in range(size)]
     roles = ["user\n", "model\n"] * (size // 50)
     return roles + [text for row in shown for text in (row.problem.question, row.completion)]
-
-
-def _endless(rows: list, seed: int) -> grain.MapDataset:
-    """An endless dataset, each epoch in an order of its own."""
-    return grain.MapDataset.source(rows).seed(seed).shuffle().repeat()

@@ -1,8 +1,11 @@
+import dataclasses
+import json
+
 import numpy as np
 
 import tolerance
 from thinkfirst.rl import batch, curriculum, optimizer, stages, trainer
-from thinkfirst.rl.data import source
+from thinkfirst.rl.data import mix, source
 from thinkfirst.rl.rewards import composite
 
 REWARDS = stages.RewardSchedule(
@@ -37,6 +40,22 @@ def test_every_step_draws_problems_nobody_drew_before():
     assert [problem.difficulty for problem in later] == ["medium", "hard"] * 2
     assert not {problem.id for problem in first} & {problem.id for problem in later}
     assert later == trainer.draw(problems, STAGE, STAGE.phases[1], 3)
+
+
+def test_a_mix_is_drawn_whole_before_a_problem_comes_again(tmp_path):
+    """Six easy and six hard problems, asked for in turn: a stride over one line would meet every second one."""
+    levels = ("easy", "hard")
+    rows = [{"question": f"{level} {i}", "answer": "1", "difficulty": level} for level in levels for i in range(6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part = mix.Part("own", "jsonl", str(tmp_path / "a.jsonl"), eval=str(tmp_path / "b.jsonl"))
+    (tmp_path / "b.jsonl").write_text('{"question": "held out", "answer": "1"}\n')
+    problems = source.make(source.DataConfig(kind="mix", parts=(part,)), 0)
+    phase = curriculum.Phase("both", until=0, difficulties=levels)
+    stage = dataclasses.replace(STAGE, phases=(phase,))
+    steps = [[problem.question for problem in trainer.draw(problems, stage, phase, step)] for step in range(1, 7)]
+    for epoch in (steps[:3], steps[3:]):
+        assert sorted(question for step in epoch for question in step) == sorted(row["question"] for row in rows)
+    assert steps[3:] == [[found.question for found in trainer.draw(problems, stage, phase, step)] for step in (4, 5, 6)]
 
 
 def test_reward_metrics_under_the_names_of_trl():
