@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from thinkfirst.kernels import blocks
 from thinkfirst.kernels.decode_attention import tpu
 
 ROWS, HEADS, WIDTH, LAYERS = 16, 4, 256, 2
@@ -36,19 +37,19 @@ def _donating(function: Callable) -> Callable:
     return jax.jit(function, donate_argnums=2)
 
 
-def ring_decode(**cut: int) -> Case:
+def ring_decode() -> Case:
     """A local layer: 16 sequences, window 512, full."""
-    settings: dict[str, Any] = {"scale": SCALE, "window": 512, "soft_cap": 0.0, "known_position": 511, **cut}
+    settings: dict[str, Any] = {"scale": SCALE, "window": 512, "soft_cap": 0.0, "known_position": 511}
     return _donating(functools.partial(tpu.append_attention, **settings)), _operands(512)
 
 
-def full_decode(**cut: int) -> Case:
+def full_decode() -> Case:
     """A global layer: 16 sequences of 1,024 tokens."""
-    settings: dict[str, Any] = {"scale": SCALE, "window": 0, "soft_cap": 0.0, "known_position": 1023, **cut}
+    settings: dict[str, Any] = {"scale": SCALE, "window": 0, "soft_cap": 0.0, "known_position": 1023}
     return _donating(functools.partial(tpu.append_attention, **settings)), _operands(1024)
 
 
-def full_decode_group(**cut: int) -> Case:
+def full_decode_group() -> Case:
     """The same tokens, 512 of them the prompts of two groups of 8.
 
     Which rows share a prompt is data, which the estimate reads as zeros.  So the kernel is told when compiling that the
@@ -57,7 +58,7 @@ def full_decode_group(**cut: int) -> Case:
     prompt = _bf16(LAYERS, 2, 512, 1, WIDTH)
 
     def function(query: Any, new: Any, own: Any, place: Any, shared: Any) -> Any:
-        settings: dict[str, Any] = {"scale": SCALE, "window": 0, "soft_cap": 0.0, "known": (511, 512), **cut}
+        settings: dict[str, Any] = {"scale": SCALE, "window": 0, "soft_cap": 0.0, "known": (511, 512)}
         settings |= {"prompt": shared[0], "length_P": shared[1], "group_B": jnp.arange(ROWS) // 8}
         return tpu.grouped(query, new, own, *place, **settings)
 
@@ -65,19 +66,14 @@ def full_decode_group(**cut: int) -> Case:
     return _donating(function), (*operands, (layer, position), ((prompt, prompt), _int32(2)))
 
 
-CASES: dict[str, Callable[..., Case]] = {
+CASES: dict[str, Callable[[], Case]] = {
     "ring_decode": ring_decode,
     "full_decode": full_decode,
     "full_decode_group": full_decode_group,
 }
 
-_CUTS = {
-    f"{rows} rows, {block} slots": {"rows": rows, "block": block} for rows in (4, 8, 16) for block in (128, 256, 512)
-}
-
-VARIANTS: dict[str, dict[str, Callable[[], Case]]] = {
-    name: {cut: functools.partial(case, **sizes) for cut, sizes in _CUTS.items()} for name, case in CASES.items()
-}
+_CUTS = tuple({"rows": rows, "block": block} for rows in (4, 8, 16) for block in (128, 256, 512))
+SEARCH = {name: blocks.Search("decode_attention", _CUTS) for name in ("ring_decode", "full_decode")}
 
 
 def _moved(slots_read: int) -> int:

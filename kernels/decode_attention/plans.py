@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from thinkfirst.kernels import blocks
 from thinkfirst.kernels.decode_attention import quantised
 
 TILES = {jnp.dtype(jnp.float32): 16, jnp.dtype(jnp.bfloat16): 16, jnp.dtype(jnp.int8): 32}  # slots written together
@@ -15,7 +16,7 @@ SUBLANES = 8
 STEP_BYTES = 2**21  # of keys (and of values) read in one step; two of each are in VMEM
 LEAST_BYTES = 2**19  # the same, however little room there is
 VMEM_BYTES = 15 * 2**20  # to be stayed within: a v4 has 16 MiB
-ROWS, BLOCK = 16, 256  # read in one step: cuts of other sizes are counted by `cases.VARIANTS`
+ROWS, BLOCK = 16, 256  # read in one step, where kernels/block_sizes has nothing better
 PROMPT_ROWS = 8  # that look at a block of their prompt together
 PROMPT_BLOCK = 512
 WHOLE_BYTES = 2**22  # of queries, which are in VMEM as a whole
@@ -127,14 +128,20 @@ def problem(query_BNH: jax.Array, cache: jax.Array | quantised.Quantised, tokens
 
 
 def make(
-    query_BNH: jax.Array, cache: jax.Array | quantised.Quantised, *, prompts: int, tokens: int, block: int,
-    rows: int, **settings: Any,
+    query_BNH: jax.Array, cache: jax.Array | quantised.Quantised, *, prompts: int, tokens: int,
+    block: int | None, rows: int | None, **settings: Any,
 ) -> Plan:  # fmt: skip
-    """Up to `rows` rows and blocks of up to `block` slots, as far as there is room for what is read in a step."""
+    """Up to `rows` rows and blocks of up to `block` slots, as far as there is room for what is read in a step.
+
+    None of them are as many as were found best for the chip.
+    """
     values, unit = _values(cache), _unit(cache)
     batch, heads, width = query_BNH.shape
     slots, kv_heads = values.shape[2:4]
     slot = kv_heads * width * values.dtype.itemsize
+    shapes = f"{batch} rows of {slots} slots of {kv_heads} x {width} {values.dtype}"
+    found = blocks.sizes("decode_attention", shapes, {"rows": ROWS, "block": BLOCK})
+    rows, block = rows or found["rows"], block or found["block"]
     block = _divisor(slots, min(block, STEP_BYTES // slot), unit)
     prompt_block = _divisor(tokens, min(PROMPT_BLOCK, STEP_BYTES // slot), unit) if prompts else unit
     plan = Plan(

@@ -294,15 +294,15 @@ def append_attention(
     scale: float,
     window: int,
     soft_cap: float,
-    block: int = plans.BLOCK,
-    rows: int = plans.ROWS,
+    block: int | None = None,
+    rows: int | None = None,
     known_position: int | None = None,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B N H"], reference.Pair]:
     """Context of each row's new token, and the rings that hold it; see reference.append_attention.
 
-    `block` slots of each of `rows` rows are read at a time.  `known_position` says when compiling that every row
-    stands there: a static profile reads prefetched data as zeros.
+    `block` slots of each of `rows` rows are read at a time: by default as many as were found best.  `known_position`
+    says when compiling that every row stands there: a static profile reads prefetched data as zeros.
     """
     plan = plans.make(
         query_BNH, ring[0], prompts=0, tokens=0, block=block, rows=rows, scale=scale, window=window, soft_cap=soft_cap,
@@ -325,8 +325,8 @@ def grouped(
     scale: float,
     window: int,
     soft_cap: float,
-    block: int = plans.BLOCK,
-    rows: int = plans.ROWS,
+    block: int | None = None,
+    rows: int | None = None,
     known: tuple[int, int] | None = None,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B N H"], reference.Pair]:

@@ -1,15 +1,14 @@
 """What is compiled for a TPU to count cycles and bytes: a function and its operands' shapes, by case."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from thinkfirst.kernels import blocks
 from thinkfirst.kernels.token_logprob import streamed, tpu
 
-Blocks = dict[str, Any]
 Case = tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]
 
 
@@ -23,22 +22,19 @@ def _operands(length: int, size: int, width: int) -> tuple[jax.ShapeDtypeStruct,
     )
 
 
-def _plan(
-    soft_cap: float, *, entropy_gradient: bool = False, truncated: bool = False, blocks: Blocks | None = None
-) -> streamed.Plan:
-    sweep = functools.partial(tpu.sweep, **(blocks or {}))
-    return streamed.Plan(sweep=sweep, soft_cap=soft_cap, truncated=truncated, entropy_gradient=entropy_gradient)
+def _plan(soft_cap: float, *, entropy_gradient: bool = False, truncated: bool = False) -> streamed.Plan:
+    return streamed.Plan(sweep=tpu.sweep, soft_cap=soft_cap, truncated=truncated, entropy_gradient=entropy_gradient)
 
 
-def forward(soft_cap: float, length: int, size: int, width: int, *, blocks: Blocks | None = None) -> Case:
+def forward(soft_cap: float, length: int, size: int, width: int) -> Case:
     """Log-prob and entropy."""
-    plan = _plan(soft_cap, blocks=blocks)
+    plan = _plan(soft_cap)
     return lambda *arrays: streamed.token_logprob(plan, streamed.Operands(*arrays)), _operands(length, size, width)
 
 
-def forward_gradient(soft_cap: float, length: int, size: int, width: int, *, blocks: Blocks | None = None) -> Case:
+def forward_gradient(soft_cap: float, length: int, size: int, width: int) -> Case:
     """Log-prob and entropy, and the gradient of the summed log-probs to the hidden states."""
-    plan = _plan(soft_cap, blocks=blocks)
+    plan = _plan(soft_cap)
 
     def total(hidden_TD: jax.Array, *arrays: jax.Array) -> Any:
         logp_T, entropy_T = streamed.token_logprob(plan, streamed.Operands(hidden_TD, *arrays))
@@ -67,17 +63,6 @@ CASES: dict[str, Callable[[], Case]] = {
     "token_logprob_fwd_grad_memory": lambda: forward_gradient(0.0, 8192, 262144, 1152),
 }
 
-BLOCKS = [(256, 1024, 256), (512, 1024, 128), (512, 1024, 256), (512, 1024, 512), (512, 2048, 256), (1024, 1024, 256)]
-VARIANTS: dict[str, dict[str, Callable[[], Case]]] = {
-    case: {
-        f"{tokens} x {words} by {part}": functools.partial(
-            make, *arguments, blocks={"block_T": tokens, "block_V": words, "sub_block": part}
-        )
-        for tokens, words, part in BLOCKS
-    }
-    for case, make, arguments in (
-        ("token_logprob_fwd_grad", forward_gradient, (0.0, *SLICE)),
-        ("token_logprob_fwd_grad_cap", forward_gradient, (30.0, *SLICE)),
-        ("token_logprob_fwd", forward, (0.0, *SLICE)),
-    )
-}
+_CUTS = ((256, 1024, 256), (512, 1024, 128), (512, 1024, 512), (512, 2048, 256), (1024, 1024, 256))
+_CHOICES = tuple({"block_T": tokens, "block_V": words, "sub_block": part} for tokens, words, part in _CUTS)
+SEARCH = {name: blocks.Search("token_logprob", _CHOICES) for name in ("token_logprob_fwd_grad", "token_logprob_fwd")}

@@ -32,7 +32,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from thinkfirst.kernels import placement
+from thinkfirst.kernels import blocks, placement
 from thinkfirst.kernels.token_logprob import streamed
 
 LANES = 128
@@ -62,13 +62,16 @@ def sweep(
     soft_cap: float,
     moments: int,
     own: bool,
-    block_T: int = 512,
-    block_V: int = 1024,
-    sub_block: int = 256,
+    block_T: int | None = None,
+    block_V: int | None = None,
+    sub_block: int | None = None,
     vmem_bytes: int | None = None,
     interpret: Any = False,
 ) -> streamed.Swept:
-    """`streamed.Sweep` by one Pallas call.  Blocks are halved until they fit in `vmem_bytes` (default: the chip's)."""
+    """`streamed.Sweep` by one Pallas call.
+
+    Blocks, by default those found best, are halved until they fit in `vmem_bytes`, by default what the chip has.
+    """
     reason = unsupported(hidden_TD.shape[1], table_VD.shape[0], table_VD.dtype.itemsize)
     if reason:
         raise ValueError(f"token_logprob on TPU: {reason}")
@@ -79,7 +82,10 @@ def sweep(
     if vmem_bytes is None:
         on_tpu = placement.platform() == "tpu"
         vmem_bytes = pltpu.get_tpu_info().vmem_capacity_bytes if on_tpu else COMPILED_VMEM_BYTES
-    block_V = min(block_V, size // LANES * LANES)
+    shapes = f"width {width} {table_VD.dtype}, {moments} moments"
+    found = blocks.sizes("token_logprob", shapes, {"block_T": 512, "block_V": 1024, "sub_block": 256})
+    block_T, sub_block = block_T or found["block_T"], sub_block or found["sub_block"]
+    block_V = min(block_V or found["block_V"], size // LANES * LANES)
     while _vmem(block_T, block_V, hidden_TD, table_VD, moments) > vmem_bytes and max(block_T, block_V) > LANES:
         block_T, block_V = (block_T, block_V // 2) if block_V > 2 * LANES else (block_T // 2, block_V)
     block_T = _round_up(pl.cdiv(length, pl.cdiv(length, block_T)), ROWS if length <= block_T else LANES)
