@@ -44,7 +44,7 @@ def parse(tests: tuple[str, ...]) -> HiddenTests:
     calls, expected, checks = [], [], []
     for source in sources:
         tree = _tree(source)
-        asked = _literal_comparison(tree) or _truth(tree, bound)
+        asked = _literal_comparison(tree, bound) or _truth(tree, bound)
         if asked is not None:
             calls.append(asked[0])
             expected.append(asked[1])
@@ -78,17 +78,22 @@ def _tree(source: str) -> ast.Module:
         raise ValueError(f"hidden tests: not Python: {source!r}") from error
 
 
-def _literal_comparison(tree: ast.Module) -> tuple[str, Any] | None:
-    """The expression and the value that one `assert expression == literal` compares, whichever stands first."""
+def _literal_comparison(tree: ast.Module, bound: frozenset[str]) -> tuple[str, Any] | None:
+    """The expression and the value that one `assert expression == literal` compares, whichever stands first.
+
+    Not where the value is a truth that somebody else than the program tells, as in `near(f(2), 4) == True`: in the
+    program's process it would be the program's to forge.
+    """
     test = _sole_assert(tree)
     if not isinstance(test, ast.Compare) or len(test.ops) != 1 or not isinstance(test.ops[0], ast.Eq):
         return None
     left, right = test.left, test.comparators[0]
     for asked, known in ((left, right), (right, left)):
         try:
-            return ast.unparse(asked), ast.literal_eval(known)
+            value = ast.literal_eval(known)
         except (ValueError, TypeError):
             continue
+        return None if isinstance(value, bool) and not _calls_program(asked, bound) else (ast.unparse(asked), value)
     return None
 
 
@@ -98,9 +103,11 @@ def _truth(tree: ast.Module, bound: frozenset[str]) -> tuple[str, bool] | None:
     wanted = True
     while isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         test, wanted = test.operand, not wanted
-    if isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id not in bound:
-        return f"not not {ast.unparse(test)}", wanted
-    return None
+    return (f"not not {ast.unparse(test)}", wanted) if test and _calls_program(test, bound) else None
+
+
+def _calls_program(node: ast.expr, bound: frozenset[str]) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in bound
 
 
 def _sole_assert(tree: ast.Module) -> ast.expr | None:

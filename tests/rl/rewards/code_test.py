@@ -42,9 +42,10 @@ def test_equality_is_pythons(box):
 
 def test_a_program_cannot_answer_for_the_tests(box):
     tests = ("def near(a, b): return abs(a - b) < 1", "assert near(f(7), 49)", "assert math.isclose(f(8), 64)")
+    tests += ("assert near(f(7), 49) == True",)
     cheat = "def near(a, b): return True\nimport math, builtins\nmath.isclose = near\nbuiltins.abs = lambda x: 0\n"
-    assert passed(box, cheat + "def f(x): return 7", *tests) == (0, 2)
-    assert passed(box, cheat + RIGHT, *tests) == (2, 2)
+    assert passed(box, cheat + "def f(x): return 7", *tests) == (0, 3)
+    assert passed(box, cheat + RIGHT, *tests) == (3, 3)
 
 
 def test_verdicts_come_in_order(box):
