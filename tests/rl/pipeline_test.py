@@ -15,6 +15,7 @@ from thinkfirst.rl.data import source
 pytestmark = pytest.mark.timeout(900)  # every call compiles the whole path for eight devices
 
 CLOCKS = ("step_time", "tokens_per_second", "time/rollout", "time/reward", "time/update")
+CLOCKS += ("rollout/tokens_per_second", "rollout/host_share", "rollout/compiles")  # the last counts since the start
 
 
 def recipe():
