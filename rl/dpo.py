@@ -79,7 +79,7 @@ def make_step(
             (adapter, opt_state),
             grads,
             value,
-            useful=(rows.chosen.length_B > 0).any(),
+            useful=jnp.any(jnp.asarray(rows.chosen.length_B) > 0),
             checks=jax.tree.map(jnp.all, checks),
         )
         return *after, {

@@ -192,4 +192,5 @@ def _over_rounds(measured: Sequence[dict[str, Any]]) -> dict[str, float]:
         "rollout/compiles": np.max,
         "rollout/cache_bytes": np.max,
     }
-    return {name: float(rules.get(name, np.mean)([row[name] for row in measured])) for name in measured[0]}
+    names = dict.fromkeys(name for row in measured for name in row)  # a round may know less than another
+    return {name: float(rules.get(name, np.mean)([row[name] for row in measured if name in row])) for name in names}
