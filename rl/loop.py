@@ -3,8 +3,8 @@
 A stage's step is a function (state, step) -> (state, metrics) of the step's number and nothing else that moves, so the
 step is the data cursor, the curriculum's clock and the random stream's position at once: saving it saves them all.
 
-A step in which something was not finite has changed nothing and says so (`fault` of its row).  It is saved only where
-the call or the stage ends, and after `max_bad_steps` in a row the run stops: what is on disk is from before them.
+An update with something that is not finite is not made, and its step says so (`fault` of its row).  It is saved where
+the call or the stage ends only, and after `max_bad_steps` in a row the run stops: what is on disk is from before.
 """
 
 import dataclasses
@@ -117,7 +117,7 @@ def _report(
 ) -> None:
     """Keeps the batch of a bad step and says so; raises guard.TooManyBadSteps once there were too many in a row."""
     path = guard.write(workdir, fault, place)
-    about = f"{stage.name}: step {place['step']} was not finite and changed nothing: {fault}; its batch is {path}"
+    about = f"{stage.name}: step {place['step']} was not finite: {fault}; no such update was made; its batch is {path}"
     print(about, flush=True)
     if bad_steps >= stage.max_bad_steps:
         last = newest(workdir, stage)

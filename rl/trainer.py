@@ -60,7 +60,13 @@ def make_grpo_step(
         groups, keep, measured = sampler.gather(step, weights, clock)
         advantage_PG = advantages([groups[place] for place in keep], stage)
         with clock.phase("update"):
-            rows = experience([groups[place] for place in keep], advantage_PG, stage, subject.max_prompt_tokens)
+            rows = experience(
+                [groups[place] for place in keep],
+                advantage_PG,
+                stage,
+                max_prompt_tokens=subject.max_prompt_tokens,
+                truncated=sampling.truncated,
+            )
             subject.adapter, opt_state, learned, wrong = advance((subject.adapter, opt_state), rows)
         reward_PG, known_PG = samples.rewards(groups)
         taught_PG = reward_PG[list(keep)]
@@ -102,13 +108,17 @@ def advantages(groups: Sequence[samples.Group], stage: stages.Grpo) -> np.ndarra
 
 
 def experience(
-    groups: Sequence[samples.Group], advantage_PG: np.ndarray, stage: stages.Grpo, max_prompt_tokens: int
+    groups: Sequence[samples.Group],
+    advantage_PG: np.ndarray,
+    stage: stages.Grpo,
+    *,
+    max_prompt_tokens: int,
+    truncated: bool,
 ) -> batch.Experience:
     """The batch as the learner takes it, on the host: whole, with rows of length 0 where groups are missing."""
     prompts, rollout = samples.side_by_side(groups, stage, max_prompt_tokens)
     advantage_B = np.zeros(stage.prompts * stage.group, np.float32)
     advantage_B[: advantage_PG.size] = advantage_PG.reshape(-1)
-    truncated = stage.top_k > 0 or stage.top_p < 1 or stage.min_p > 0
     rows = trimmed(batch.experience(prompts, rollout, advantage_B, truncated=truncated))
     return overlong.filtered(rows, np.asarray(rollout.stopped_B)) if stage.overlong.drop else rows
 

@@ -105,7 +105,7 @@ def test_a_bad_step_is_told_kept_and_passed_over(tmp_path, capsys):
     assert kept == [f"step_{step}.{kind}" for step in (102, 103, 105) for kind in ("json", "npz")]
     about = json.loads((tmp_path / "bad_batches" / "step_103.json").read_text())
     assert about["stage"] == "sft" and about["stage_step"] == 3 and about["not_finite"] == ["reward", "loss"]
-    assert "sft: step 102 was not finite and changed nothing: reward, loss; its batch is" in capsys.readouterr().out
+    assert "sft: step 102 was not finite: reward, loss; no such update was made" in capsys.readouterr().out
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_before_their_checkpoints(tmp_path):

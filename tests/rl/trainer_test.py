@@ -106,20 +106,22 @@ def test_unknown_rewards_have_no_part_in_advantages_and_bad_ones_spoil_them_all(
 
 
 def test_missing_groups_are_rows_of_length_zero():
-    stage = dataclasses.replace(STAGE, group=2, prompts=3, max_new_tokens=4, top_k=5)
-    rows = trainer.experience([group((1.0, 0.0))], np.float32([[1, -1]]), stage, 64)
+    stage = dataclasses.replace(STAGE, group=2, prompts=3, max_new_tokens=4)
+    rows = trainer.experience([group((1.0, 0.0))], np.float32([[1, -1]]), stage, max_prompt_tokens=64, truncated=True)
     assert rows.tokens_BT.shape == (6, 68)  # a bucket of prompt, all the room for new tokens
     assert rows.prompt_length_B.tolist() == [2, 2, 0, 0, 0, 0]
     assert rows.completion_length_B.tolist() == [2, 3, 0, 0, 0, 0]
     assert rows.advantage_B.tolist() == [1, -1, 0, 0, 0, 0]
     assert rows.floor_BT[:2].max() == 0 and (rows.floor_BT[2:] == -np.inf).all()
-    assert trainer.experience([], np.zeros((0, 2), np.float32), stage, 64).tokens_BT.shape == (6, 68)
+    assert trainer.experience(
+        [], np.zeros((0, 2), np.float32), stage, max_prompt_tokens=64, truncated=True
+    ).tokens_BT.shape == (6, 68)
 
 
 def test_completions_cut_off_are_left_out_where_asked():
     stage = dataclasses.replace(
         STAGE, group=2, prompts=1, max_new_tokens=4, overlong=overlong.OverlongConfig(drop=True)
     )
-    rows = trainer.experience([group((1.0, 0.0))], np.float32([[1, -1]]), stage, 64)
+    rows = trainer.experience([group((1.0, 0.0))], np.float32([[1, -1]]), stage, max_prompt_tokens=64, truncated=False)
     assert rows.completion_length_B.tolist() == [2, 0] and rows.advantage_B.tolist() == [1, 0]
     assert rows.floor_BT is None  # no token could be dropped
