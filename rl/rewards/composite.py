@@ -12,9 +12,10 @@ the 1/2 it would be -.10 at the first.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from thinkfirst.rl import batch
-from thinkfirst.rl.rewards import confidence, correctness, parse, trace, verbosity
+from thinkfirst.rl.rewards import confidence, correctness, fault, parse, trace, verbosity
 
 # The share of the trace's reward that a wrong answer keeps: enough to learn the format from, too little to live on.
 WRONG_TRACE_CREDIT = 0.5
@@ -37,10 +38,13 @@ class RewardWeights:
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-    """A reward with the raw, unweighted scores it was made from; `format` (1 or 0) has no weight and is for the log."""
+    """A reward with the raw, unweighted scores it was made from; `format` (1 or 0) has no weight and is for the log.
 
-    total: float
-    parts: dict[str, float]
+    None is not 0: a part that does not apply to the problem, or a completion that nothing could judge.
+    """
+
+    total: float | None
+    parts: Mapping[str, float | None]
     parsed: parse.Parsed
 
 
@@ -56,7 +60,7 @@ def grade(completion: batch.Completion, problem: batch.Problem, weights: RewardW
     }
     for name, value in parts.items():
         if not math.isfinite(value):
-            raise ValueError(f"reward part {name} of problem {problem.id!r} is {value}")
+            raise fault.NotFinite(f"reward part {name} of problem {problem.id!r} is {value}")
     return Graded(combine(parts, weights), parts, parsed)
 
 
