@@ -134,17 +134,14 @@ def draw(
     phase = curriculum.phase_at(stage.phases, step)
     span = stage.refill_tokens // stage.group  # a group costs at least a token a sample
     beyond = stage.steps * stage.prompts + (step - 1) * span - stage.prompts
-    indices = [
-        group + ((step - 1) * stage.prompts if group < stage.prompts else beyond)
-        for group in range(first, first + (count or stage.prompts))
-    ]
-    turn = lambda index: curriculum.turn(stage.phases, stage.prompts, index)  # noqa: E731
-    return [
-        problems.problem(
-            turn(index) if problems.counts_by_difficulty else index, curriculum.difficulty_at(phase, index)
-        )
-        for index in indices
-    ]
+    asked = []
+    for group in range(first, first + (count or stage.prompts)):
+        added = group >= stage.prompts
+        index = turn = group + (beyond if added else (step - 1) * stage.prompts)
+        if problems.counts_by_difficulty and not added:  # an added one is beyond all turns of its difficulty
+            turn = curriculum.turn(stage.phases, stage.prompts, index)
+        asked.append(problems.problem(turn, curriculum.difficulty_at(phase, index)))
+    return asked
 
 
 def rewards(groups: Sequence[Group]) -> tuple[Float[np.ndarray, "P G"], Bool[np.ndarray, "P G"]]:

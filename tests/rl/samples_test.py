@@ -191,3 +191,25 @@ def test_a_mix_is_drawn_whole_before_a_problem_comes_again(tmp_path):
     for epoch in (steps[:3], steps[3:]):
         assert sorted(question for step in epoch for question in step) == sorted(row["question"] for row in rows)
     assert steps[3:] == [[found.question for found in samples.draw(problems, stage, step)] for step in (4, 5, 6)]
+
+
+class Noting:
+    """A source that counts by difficulty and notes what it is asked for."""
+
+    counts_by_difficulty = True
+
+    def problem(self, index, difficulty):
+        return batch.Problem(f"{difficulty} {index}", "Q", "1")
+
+    def demonstration(self, index): ...
+
+    def held_out(self): ...
+
+
+def test_added_groups_are_beyond_every_turn_of_their_difficulty():
+    """Steps 1 and 2 are of easy problems, later ones of others: their added problems are easy, and nobody else's."""
+    stage = dataclasses.replace(STAGE, refill_tokens=12)
+    steps = [samples.draw(Noting(), stage, step, count=6) for step in range(1, 6)]
+    ids = [problem.id for asked in steps for problem in asked]
+    assert len(set(ids)) == len(ids) == 30
+    assert [problem.id for problem in steps[1]] == [f"easy {n}" for n in (4, 5, 6, 7, 26, 27)]
