@@ -29,7 +29,7 @@ def experience(num_rows, devices):
         completion_BT=completion.astype(np.int32),
         completion_length_B=length,
         old_logp_BT=completion.astype(np.float32),
-        floor_BT=completion.astype(np.float32),
+        floor_BT=None,
         advantage_B=np.ones(num_rows, np.float32),
     )
     return slices.on(rows, sharding.rows(devices))
