@@ -7,6 +7,7 @@ from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.rl import advantage as advantage_lib
 from thinkfirst.rl import curriculum, objective, optimizer
 from thinkfirst.rl.data import source
+from thinkfirst.rl.rewards import domains, think_first
 
 
 def _at_least(stage: object, **minimums: int) -> None:
@@ -76,12 +77,33 @@ class RewardSchedule:
 
 
 @dataclasses.dataclass(frozen=True)
+class ThinkFirstRewards:
+    """Weights of think_first's reward in each domain; `style` scales what structure and format are worth."""
+
+    style: curriculum.Anneal = dataclasses.field(default_factory=lambda: curriculum.Anneal(1.0, 1.0, 1))
+    math: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+    choice: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+    code: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+    span: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+    general: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+    open: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+
+    def weights(self) -> dict[domains.Kind, think_first.Weights]:
+        """The weights by domain."""
+        return {kind: getattr(self, kind) for kind in typing.get_args(domains.Kind)}
+
+
+@dataclasses.dataclass(frozen=True)
 class Grpo:
-    """A fresh adapter trained on the rewards of its own samples."""
+    """A fresh adapter trained on the rewards of its own samples.
+
+    `user_rewards` are functions of the user's own, "module:function" or "0.1*module:function", that are added to the
+    pipeline's; each has `user_reward_seconds` for the samples of a step (rl/rewards/user.py).
+    """
 
     optimizer: optimizer.OptimizerConfig
     phases: tuple[curriculum.Phase, ...]
-    rewards: RewardSchedule
+    rewards: RewardSchedule | ThinkFirstRewards
     loss: objective.LossConfig = dataclasses.field(default_factory=objective.LossConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     name: str = "grpo"
@@ -96,6 +118,8 @@ class Grpo:
     top_p: float = 1.0
     min_p: float = 0.0
     advantage: advantage_lib.Name = "grpo"
+    user_rewards: tuple[str, ...] = ()
+    user_reward_seconds: float = 60.0
     save_every: int = 10
 
     def __post_init__(self) -> None:

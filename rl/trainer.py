@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 from thinkfirst.core import metrics, sharding
-from thinkfirst.rl import advantage, batch, curriculum, learner, loop, optimizer, policy, stages
+from thinkfirst.rl import advantage, batch, curriculum, grading, learner, loop, optimizer, policy, stages
 from thinkfirst.rl.data import source
-from thinkfirst.rl.rewards import composite
+from thinkfirst.rl.rewards import reward
 
 LEARNER_BUCKET = 128  # sequences are trimmed to a multiple of this many tokens: few shapes, few compilations
 
@@ -42,12 +42,12 @@ def make_grpo_step(
         max_new_tokens=stage.max_new_tokens,
     )
     temperature = jax.device_put(sampling.temperature, sharding.replicated(subject.mesh))
+    grade = grading.make(stage)
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
         subject.adapter, opt_state = state
         clock = metrics.Clock()
         phase = curriculum.phase_at(stage.phases, step)
-        weights = reward_weights(stage.rewards, step)
         asked = draw(problems, stage, phase, step)
         prompts = subject.prompts(asked)
         with clock.phase("rollout"):
@@ -58,9 +58,9 @@ def make_grpo_step(
             completions = subject.completions(rollout)
         with clock.phase("reward"):
             rows = [(asked[row // stage.group], completion) for row, completion in enumerate(completions)]
-            graded = [composite.grade(completion, problem, weights) for problem, completion in rows]
-            reward_PG = np.array([grade.total for grade in graded]).reshape(-1, stage.group)
-            advantage_PG = advantage.ESTIMATORS[stage.advantage](reward_PG)
+            graded = grade(rows, step=step, phase=phase.name)
+            reward_PG, known_PG = grading.totals(graded, stage.group)
+            advantage_PG = advantage.ESTIMATORS[stage.advantage](reward_PG, known_PG)
         with clock.phase("update"):
             experience = trimmed(batch.experience(prompts, rollout, advantage_PG.reshape(-1)))
             experience = jax.device_put(experience, sharding.rows(subject.mesh))
@@ -71,7 +71,9 @@ def make_grpo_step(
         row = {
             "phase": phase.name,
             "learning_rate": float(rates[step - 1]),
-            **reward_metrics(graded, reward_PG, weights),
+            **reward_metrics(graded, reward_PG, known_PG),
+            **grading.weights(stage.rewards, step),
+            **grading.by_domain(rows, graded),
             **length_metrics(completions, stage.max_new_tokens),
             **learned,
             **engine.metrics,
@@ -101,16 +103,6 @@ def draw(problems: source.Source, stage: stages.Grpo, phase: curriculum.Phase, s
     return asked
 
 
-def reward_weights(schedule: stages.RewardSchedule, step: int) -> composite.RewardWeights:
-    """The annealed weights of this step."""
-    return composite.RewardWeights(
-        trace=curriculum.value_at(schedule.trace, step),
-        correctness=curriculum.value_at(schedule.correctness, step),
-        confidence=curriculum.value_at(schedule.confidence, step),
-        verbosity=curriculum.value_at(schedule.verbosity, step),
-    )
-
-
 def trimmed(rows: batch.Experience) -> batch.Experience:
     """Columns no row reaches are cut off, up to whole buckets."""
     longest = int((rows.prompt_length_B + rows.completion_length_B).max())
@@ -119,20 +111,26 @@ def trimmed(rows: batch.Experience) -> batch.Experience:
 
 
 def reward_metrics(
-    graded: Sequence[composite.Graded], reward_PG: np.ndarray, weights: composite.RewardWeights
+    graded: Sequence[reward.Graded], reward_PG: np.ndarray, known_PG: np.ndarray
 ) -> dict[str, float]:
-    """Rewards of the step under TRL's names; parts are raw scores, before their weights."""
+    """Known rewards of the step under TRL's names; parts are raw scores, before their weights, where they apply."""
     found = {
-        "reward": float(reward_PG.mean()),
-        "reward_std": float(reward_PG.std(ddof=1)),
-        "frac_reward_zero_std": float(advantage.has_no_signal(reward_PG).mean()),
+        **_mean_and_deviation("reward", "reward_std", reward_PG[known_PG]),
+        "frac_reward_zero_std": float(advantage.has_no_signal(reward_PG, known_PG).mean()),
+        "frac_reward_unknown": float(1 - known_PG.mean()),
     }
-    for name in graded[0].parts:
-        values = np.array([grade.parts[name] for grade in graded])
-        found[f"rewards/{name}/mean"], found[f"rewards/{name}/std"] = float(values.mean()), float(values.std(ddof=1))
-    for name in ("trace", "correctness", "confidence", "verbosity"):
-        found[f"weight/{name}"] = getattr(weights, name)
+    for name in dict.fromkeys(name for grade in graded for name in grade.parts):
+        values = [value for grade in graded if (value := grade.parts.get(name)) is not None]
+        found |= _mean_and_deviation(f"rewards/{name}/mean", f"rewards/{name}/std", np.array(values))
     return found
+
+
+def _mean_and_deviation(mean: str, deviation: str, values: np.ndarray) -> dict[str, float]:
+    """NaN where there are too few values."""
+    return {
+        mean: float(values.mean()) if values.size else float("nan"),
+        deviation: float(values.std(ddof=1)) if values.size > 1 else float("nan"),
+    }
 
 
 def length_metrics(completions: Sequence[batch.Completion], room: int) -> dict[str, float]:
@@ -154,7 +152,7 @@ def length_metrics(completions: Sequence[batch.Completion], room: int) -> dict[s
 
 def completion_rows(
     rows: Sequence[tuple[batch.Problem, batch.Completion]],
-    graded: Sequence[composite.Graded],
+    graded: Sequence[reward.Graded],
     advantage_PG: np.ndarray,
 ) -> list[dict[str, Any]]:
     """Rows of completions.jsonl."""
@@ -163,6 +161,7 @@ def completion_rows(
             "problem_id": problem.id,
             "question": problem.question,
             "answer": problem.answer,
+            "domain": problem.domain,
             "difficulty": problem.difficulty,
             "completion": completion.text,
             "reward": grade.total,

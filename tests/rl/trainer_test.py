@@ -4,7 +4,7 @@ import json
 import numpy as np
 
 import tolerance
-from thinkfirst.rl import batch, curriculum, optimizer, stages, trainer
+from thinkfirst.rl import batch, curriculum, grading, optimizer, stages, trainer
 from thinkfirst.rl.data import mix, source
 from thinkfirst.rl.rewards import composite
 
@@ -25,11 +25,6 @@ TEXT = "<reasoning>Step 1: 9+9=18.</reasoning><answer>18</answer>"
 
 def completion(text=TEXT, stopped=True):
     return batch.Completion(text, tuple((i, i + 1) for i in range(len(text))), (0.0,) * len(text), stopped)
-
-
-def test_weights_are_annealed():
-    found = trainer.reward_weights(REWARDS, 6)
-    tolerance.assert_close([found.trace, found.correctness, found.confidence, found.verbosity], [0.35, 0.5, 0.15, 0.05])
 
 
 def test_every_step_draws_problems_nobody_drew_before():
@@ -62,13 +57,12 @@ def test_reward_metrics_under_the_names_of_trl():
     problem = batch.Problem("id", "Q", "18", difficulty="easy")
     weights = composite.RewardWeights()
     graded = [composite.grade(completion(text), problem, weights) for text in (TEXT, "no")]
-    found = trainer.reward_metrics(graded, np.array([[graded[0].total, graded[1].total]]), weights)
+    found = trainer.reward_metrics(graded, *grading.totals(graded, 2))
     assert found["rewards/correctness/mean"] == 0.5
     assert found["rewards/format/mean"] == 0.5
     assert found["frac_reward_zero_std"] == 0.0
     tolerance.assert_close(found["reward"], (graded[0].total + graded[1].total) / 2)
     tolerance.assert_close(found["reward_std"], (graded[0].total - graded[1].total) / np.sqrt(2))
-    assert found["weight/trace"] == 0.45
 
 
 def test_lengths_count_the_stop_token():
