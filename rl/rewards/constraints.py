@@ -2,7 +2,7 @@
 
 Lengths: "at most 50 words", "exactly three sentences", "a 100-word story", "in 2 paragraphs", "between 20 and 30
 words", of words, sentences, lines, paragraphs and bullet points.  Words: "include the word 'lighthouse'", "do not use
-the words 'very' and 'really'", quoted.  Anything else that a prompt asks is a matter for a judge.
+the words 'very' and 'really'", in quotes.  Anything else that a prompt asks is a matter for a judge.
 """
 
 import re
@@ -15,16 +15,18 @@ _SMALL = "zero one two three four five six seven eight nine ten eleven twelve".s
 _COUNT = rf"([0-9]{{1,4}}|{'|'.join(_SMALL)})"
 _THING = r"(word|sentence|line|paragraph|bullet point|bullet)s?"
 _BETWEEN = re.compile(rf"\b(?:between )?{_COUNT}(?: and | to | ?- ?){_COUNT}[ -]{_THING}\b")
+_QUOTE = r"[\"'`\u201c\u2018]"
 _LENGTH = re.compile(
     r"\b(at most|no more than|not more than|up to|under|fewer than|less than|at least|no fewer than|no less than"
-    rf"|more than|over|exactly|about|around|approximately|in|of|a|an)? ?\b{_COUNT}[ -]{_THING}\b"
+    rf"|more than|over|exactly|about|around|approximately|in|of|a|an)? ?\b{_COUNT}[ -]{_THING}\b(?!:? ?{_QUOTE})"
 )
 _WORDS = re.compile(
-    r"\b(do not|don't|without|never|avoid|must not)?\b[^.!?\n\"'`]{0,24}?"
-    r"\b(?:includ(?:e|es|ing)|us(?:e|es|ing)|mention(?:s|ing)?|contain(?:s|ing)?)"
-    r"(?: the)?(?: following)?(?: words?| phrases?| terms?)?:? "
-    r"((?:[\"'`\u201c\u2018][^\"'`\u201c\u201d\u2019\n]{1,40}[\"'`\u201d\u2019](?:, and |, | and | or )?)+)"
+    r"\b(include|includes|including|use|uses|using|mention|mentions|mentioning|contain|contains|containing|avoid|avoids"
+    rf"|avoiding)(?: the)?(?: following)?(?: {_COUNT})?(?: words?| phrases?| terms?)?:? "
+    r"((?:[\"'`\u201c\u2018][^\"'`\u201c\u201d\u2019\n]{1,40}[\"'`\u201d\u2019](?:, and |, or |, | and | or )?)+)",
+    re.IGNORECASE,
 )
+_DENIED = re.compile(r"\b(?:not|don't|never|without|avoid|cannot|no)\b", re.IGNORECASE)
 _QUOTED = re.compile(r"[\"'`\u201c\u2018]([^\"'`\u201c\u201d\u2019\n]{1,40})[\"'`\u201d\u2019]")
 
 Check = Callable[[str], bool]
@@ -45,8 +47,10 @@ def read(prompt: str) -> Iterator[Check]:
     for match in _LENGTH.finditer(_BETWEEN.sub("", lowered)):
         yield _length(match[1] or "", _count(match[2]), match[3])
     for match in _WORDS.finditer(prompt):
-        for word in _QUOTED.findall(match[2]):
-            yield _holds(word, wanted=match[1] is None)
+        clause = re.split(r"[.!?;,:]", prompt[: match.start()])[-1]
+        denied = match[1].lower().startswith("avoid") or bool(_DENIED.search(clause))
+        for word in _QUOTED.findall(match[3]):
+            yield _holds(word, wanted=not denied)
 
 
 def asks_for_length(prompt: str) -> bool:

@@ -8,6 +8,8 @@
     constraints   share of what the prompt asks of the form
     judge         what a judge given by the caller says, in [0, 1]; None without one
 
+The prompt of a summary is a line that says what to do, then the source; of any other text it is all instruction.
+
 `prose` is a factor and no item, since a list of the source's words covers it, copies nothing and has any length: it
 is low for a text with few of the small words that join others, and for one that repeats itself.  These items are a
 floor, not a taste: a dull text gets them all.  Only a judge can tell it from a good one.
@@ -47,15 +49,16 @@ _SMALL = frozenset(
 def parts(text: str | None, problem: batch.Problem, judge: Judge | None = None) -> dict[str, float | None]:
     """Every item and `prose`; all that apply are 0 without a text."""
     said = words(text or "")
-    source = words(problem.question)
-    asked = constraints.asks_for_length(problem.question)
     is_summary = problem.domain == SUMMARY_DOMAIN
+    instruction, _, below = problem.question.partition("\n") if is_summary else (problem.question, "", "")
+    source = words(below.strip() or problem.question)
+    asked = constraints.asks_for_length(instruction)
     found: dict[str, float | None] = {
         "prose": prose(said),
         "length": None if asked else _length(len(said), len(source) if is_summary else None),
         "coverage": coverage(said, source) if is_summary else None,
         "originality": originality(said, source),
-        "constraints": constraints.score(text or "", problem.question),
+        "constraints": constraints.score(text or "", instruction),
         "judge": None,
     }
     if not said:
