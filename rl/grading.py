@@ -44,16 +44,14 @@ class Grader:
             function.close()
 
 
-def make(
-    stage: stages.Grpo, judges: think_first.Judges = think_first.Judges()  # noqa: B008 - frozen
-) -> Grader:
+def make(stage: stages.Grpo, judges: think_first.Judges = think_first.NO_JUDGES) -> Grader:
     """What grades the samples of a stage; raises when a reward of the user's own cannot be used."""
     return Grader(pipeline(stage.rewards, judges), stage.user_rewards, seconds=stage.user_reward_seconds)
 
 
 def pipeline(
     schedule: stages.RewardSchedule | stages.ThinkFirstRewards,
-    judges: think_first.Judges = think_first.Judges(),  # noqa: B008 - frozen
+    judges: think_first.Judges = think_first.NO_JUDGES,
 ) -> reward.Reward:
     """The reward that the settings name."""
     if isinstance(schedule, stages.RewardSchedule):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 # "100 words" is asked of a writer, not of a scale.
 TOLERANCE = 0.1
+# How far before a verb, in characters, what denies it may stand.
+CLAUSE = 40
 
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
 _COUNT = rf"([0-9]{{1,4}}|{'|'.join(_SMALL)})"
@@ -47,7 +49,7 @@ def read(prompt: str) -> Iterator[Check]:
     for match in _LENGTH.finditer(_BETWEEN.sub("", lowered)):
         yield _length(match[1] or "", _count(match[2]), match[3])
     for match in _WORDS.finditer(prompt):
-        clause = re.split(r"[.!?;,:]", prompt[: match.start()])[-1]
+        clause = re.split(r"[.!?;,:]", prompt[max(0, match.start() - CLAUSE) : match.start()])[-1]
         denied = match[1].lower().startswith("avoid") or bool(_DENIED.search(clause))
         for word in _QUOTED.findall(match[3]):
             yield _holds(word, wanted=not denied)

@@ -51,6 +51,9 @@ class Judges:
     text: rubric.Judge | None = None
 
 
+NO_JUDGES = Judges()
+
+
 def make(
     weights: Mapping[domains.Kind, Weights], judges: Judges, *, anneal_at: Callable[[int], float] = lambda step: 1.0
 ) -> reward.Reward:

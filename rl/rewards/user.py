@@ -20,8 +20,10 @@ The function runs in an interpreter of its own, started afresh (nothing is forke
 accelerator) and kept from step to step; JAX, if it imports it, sees only the CPU there.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import pickle
 import select
@@ -35,6 +37,7 @@ from collections.abc import Sequence
 from thinkfirst.rl import batch
 
 START_SECONDS = 120.0
+EXIT_SECONDS = 5.0
 MAX_TIMEOUTS = 3
 
 
@@ -59,9 +62,12 @@ def named(text: str) -> Named:
     """The function and weight that `module:function` or `0.1*module:function` says."""
     weight, star, function = text.rpartition("*")
     try:
-        return Named(function.strip(), float(weight) if star else 1.0)
-    except ValueError as error:
-        raise Failed(f"reward {text!r}: {weight!r} before the * is no number") from error
+        value = float(weight) if star else 1.0
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise Failed(f"reward {text!r}: {weight!r} before the * is no number")
+    return Named(function.strip(), value)
 
 
 class UserReward:
@@ -101,10 +107,14 @@ class UserReward:
             self._process = None
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "thinkfirst.rl.rewards.user_worker", self._function]
+        program = f"from thinkfirst.rl.rewards import user_worker as w; raise SystemExit(w.serve({self._function!r}))"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
         )
         weakref.finalize(self, _kill, process)
         self._process = process
@@ -124,10 +134,12 @@ class UserReward:
             self.close()
             raise
         if line is None:
-            process, status = self._process, None
+            process = self._process
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(EXIT_SECONDS)
             self.close()
-            status = process.returncode
-            raise Failed(f"reward {self._function!r}: its process ended without an answer, exit status {status}")
+            how = f"its process ended without an answer, exit status {process.returncode}"
+            raise Failed(f"reward {self._function!r}: {how}")
         answer = json.loads(line)
         if "error" in answer:
             self.close()
@@ -160,11 +172,13 @@ def _exchange(into: int, out_of: int, message: bytes, end: float) -> bytes | Non
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process with all that it started, and waits for it."""
-    if process.poll() is None:
-        # It leads a session of its own, so its group is its own too.
+    """Ends a process with all that it started, once, and waits for it."""
+    assert process.stdin is not None and process.stdout is not None
+    if process.stdin.closed:
+        return
+    # It leads a session of its own, so its group is its own too.
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()

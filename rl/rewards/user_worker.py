@@ -1,4 +1,4 @@
-"""The process in which a reward of the user's own runs: `python -m thinkfirst.rl.rewards.user_worker module:function`.
+"""The process in which a reward of the user's own runs (see `user`).
 
 It reads one pickled call after another from standard input and writes a line of JSON for each: {"values": [...]} or
 {"error": ...}.  What the function prints goes to standard error.  An exception of its own ends the process, with its
@@ -16,6 +16,13 @@ import sys
 import types
 from collections.abc import Callable
 from typing import Any, BinaryIO
+
+
+def serve(name: str) -> int:
+    """Exit status, once there are no more calls.  Standard output is for the answers, so that no print gets there."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return _answer_calls(name, sys.stdin.buffer, answers)
 
 
 def load(name: str) -> Callable[..., Any]:
@@ -67,9 +74,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:80] + "..."
 
 
-def _serve(name: str, calls: BinaryIO, answers: BinaryIO) -> int:
-    """Exit status, once there are no more calls."""
-
+def _answer_calls(name: str, calls: BinaryIO, answers: BinaryIO) -> int:
     def answer(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message).encode() + b"\n")
         answers.flush()
@@ -94,14 +99,3 @@ def _serve(name: str, calls: BinaryIO, answers: BinaryIO) -> int:
             answer({"error": str(error)})
             return 1
     return 0
-
-
-def main(argv: list[str]) -> int:
-    """Takes standard output for the answers alone, so that no print gets between them."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return _serve(argv[1], sys.stdin.buffer, answers)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

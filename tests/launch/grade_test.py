@@ -64,3 +64,93 @@ def test_rows_written_by_hand(graded, domain):
                 if not same:
                     wrong.append(f"{pipeline}, {row['why']}: {name} is {got}, expected {expected}")
     assert not wrong, "\n".join(wrong)
+
+
+GOOD = {"completion": "<reasoning>Step 1: 9 + 9 = 18</reasoning><answer>18</answer>", "answer": "18", "domain": "math"}
+
+
+def test_tokens_bring_confidence_and_verbosity(graded):
+    text = GOOD["completion"]
+    begin = text.index("<answer>") + len("<answer>")
+    spans = [[0, begin], [begin, begin + 1], [begin + 1, begin + 2], [begin + 2, len(text)]]
+    row = {**GOOD, "difficulty": "easy", "spans": spans, "logprobs": [-9.0, math.log(0.5), math.log(0.5), -9.0]}
+    (found,) = graded([row], "show_work")
+    # c = 1/2, right: 1 - 1/4; .45 of the trace, .40 and .15 of the confidence
+    assert found["confidence"] == pytest.approx(0.75) and found["verbosity"] == 0.0
+    assert found["total"] == pytest.approx(0.45 + 0.40 + 0.15 * 0.75)
+    (found,) = graded([{**row, "logprobs": []}], "show_work")
+    assert found["confidence"] is None and found["verbosity"] == 0.0 and found["total"] == pytest.approx(0.85)
+    (found,) = graded([{**GOOD, "difficulty": "easy", "logprobs": [-9.0]}], "show_work")
+    assert found["confidence"] is None and found["verbosity"] is None, "log-probs of tokens that stand nowhere"
+
+
+def test_weights_depend_on_the_step_and_can_be_set(graded):
+    row = {**GOOD, "difficulty": "easy"}
+    assert graded([row], "show_work", "--step=200")[0]["total"] == pytest.approx(0.25 + 0.60)
+    assert graded([row], "show_work", "--set", "trace.start=0.2")[0]["total"] == pytest.approx(0.2 + 0.4)
+    assert graded([row], "think_first", "--set", "math.merit=1")[0]["total"] == pytest.approx(1.025)
+    assert graded([row], "think_first", "--set", "code.merit=1")[0]["total"] == pytest.approx(0.625)
+
+
+def test_a_reward_of_the_users_own_is_tried(graded, tmp_path, monkeypatch):
+    (tmp_path / "my_grades.py").write_text("def f(completions, problems, *, step, phase):\n    return [step, None]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    first, second = graded([GOOD, GOOD], "think_first", "--reward=0.5*my_grades:f", "--step=3")
+    assert first["parts"]["f"] == 3.0 and first["total"] == pytest.approx(0.625 + 1.5)
+    assert second["parts"]["f"] is None and second["total"] == pytest.approx(0.625)
+
+
+def test_no_rows_make_an_empty_file(graded):
+    assert graded([], "show_work") == []
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("{", "rows.jsonl:2: not JSON"),
+        ("[]", "rows.jsonl:2: not a JSON object"),
+        ({"completion": "x", "domain": "math"}, "rows.jsonl:2: needs 'answer', has completion, domain"),
+        ({"answer": "x", "domain": "math"}, "rows.jsonl:2: needs 'completion'"),
+        ({"completion": "x", "answer": "18"}, "rows.jsonl:2: needs 'domain'"),
+        ({**GOOD, "answer": 18}, "rows.jsonl:2: answer must be text, not 18"),
+        ({**GOOD, "completion": None}, "rows.jsonl:2: completion must be text, not null"),
+        ({**GOOD, "domain": ["math"]}, 'rows.jsonl:2: domain must be text, not ["math"]'),
+        ({**GOOD, "stopped": 1}, "rows.jsonl:2: stopped must be true or false, not 1"),
+        ({**GOOD, "choices": "ab"}, 'rows.jsonl:2: choices must be a list, not "ab"'),
+        ({**GOOD, "choices": ["18", 19]}, "rows.jsonl:2: choices[1] must be text, not 19"),
+        ({**GOOD, "spans": [[0, 999]]}, "rows.jsonl:2: spans[0]=[0, 999] is no [begin, end] in 0..60"),
+        ({**GOOD, "spans": [[0, 1], 3]}, "rows.jsonl:2: spans[1]=3 is no [begin, end]"),
+        ({**GOOD, "spans": [[0, 1]], "logprobs": [-1, -2]}, "rows.jsonl:2: 2 logprobs for 1 spans"),
+        ({**GOOD, "spans": [[0, 1]], "logprobs": ["-1"]}, 'rows.jsonl:2: logprobs[0]="-1" is no number'),
+        ({**GOOD, "spans": [[0, 1]], "logprobs": [math.nan]}, "rows.jsonl:2: logprobs[0]=NaN is no number"),
+        ({**GOOD, "domain": "chess"}, "rows.jsonl:2': domain 'chess' is none of math, choice"),
+        ({**GOOD, "choices": ["1", "2"]}, "rows.jsonl:2': its answer '18' is none of its choices"),
+    ],
+)
+def test_a_bad_row_is_named_and_nothing_is_written(tmp_path, capsys, row, message):
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    path.write_text("\n".join([json.dumps(GOOD), row if isinstance(row, str) else json.dumps(row), ""]))
+    assert grade.main(["grade", f"--input={path}", f"--out={out}", "--pipeline=think_first"]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--pipeline=show_more"], "show_more"),
+        ([], "pipeline"),
+        (["--pipeline=show_work", "--step=0"], "step"),
+        (["--pipeline=show_work", "--set", "math.merit=1"], "no setting 'math'"),
+        (["--pipeline=think_first", "--set", "math.merit=x"], "expected float"),
+        (["--pipeline=think_first", "--reward=nowhere_at_all:f"], "module nowhere_at_all cannot be imported"),
+        (["--pipeline=think_first", "--reward=f"], "it must be written module:function"),
+        (["--pipeline=think_first", "more"], "unexpected argument 'more'"),
+    ],
+)
+def test_a_bad_command_is_refused(tmp_path, capsys, arguments, message):
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    path.write_text(json.dumps(GOOD))
+    assert grade.main(["grade", f"--input={path}", f"--out={out}", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
