@@ -4,7 +4,8 @@
 
 A row is {"completion", "answer", "domain"} and, where there are any, "question", "choices", "tests", "difficulty",
 "stopped" (false: cut off), and of its tokens "spans" ([begin, end] in the text) and "logprobs".  "answer" may be left
-out where there is no single one (open, creative, summary).  The rows of a run's completions.jsonl are such rows.
+out where there are tests, or no single answer (open, creative, summary, dialogue).  The rows of a run's
+completions.jsonl are such rows.
 
 A row out is the row in with
 
@@ -93,8 +94,8 @@ def _pipeline(schedule: stages.RewardSchedule | stages.ThinkFirstRewards) -> rew
 def _pair(row: rows.Row) -> tuple[batch.Problem, batch.Completion]:
     """What a row says, checked.  The problem is called by the row's place, so that every later error names it."""
     fields = row.fields
-    has_answer = domains.NAMES.get(str(fields.get("domain"))) != "open"
-    for name in ("completion", "domain", *(["answer"] if has_answer else [])):
+    needless = fields.get("tests") or domains.NAMES.get(str(fields.get("domain"))) == "open"
+    for name in ("completion", "domain", *([] if needless else ["answer"])):
         if name not in fields:
             raise ValueError(f"{row.place}: needs {name!r}, has {', '.join(fields) or 'nothing'}")
     for name, kind in _KINDS.items():

@@ -2,7 +2,7 @@
 
     math      quantity       numbers, fractions, percent, money, units, intervals, lists
     choice    choice         any problem with choices, whatever its domain is called
-    code      program        a judge runs hidden tests; without one, None
+    code      program        any with tests, likewise: a judge runs them; without one, None
     span      span           the mean of exact match and F1
     general   span.exact     the same words and numbers
     open      rubric         no single answer: correctness is None
@@ -26,6 +26,7 @@ NAMES: Mapping[str, Kind] = {
     "knowledge": "general",
     "creative": "open",
     "summary": "open",
+    "dialogue": "open",
 }
 
 
@@ -33,6 +34,8 @@ def kind(problem: batch.Problem) -> Kind:
     """The rule for a problem; ValueError for a domain nobody knows."""
     if problem.choices:
         return "choice"
+    if problem.tests:
+        return "code"
     if problem.domain not in NAMES:
         raise ValueError(f"problem {problem.id!r}: domain {problem.domain!r} is none of {', '.join(NAMES)}")
     return NAMES[problem.domain]

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from thinkfirst.rl import batch
 from thinkfirst.rl.rewards import constraints, trace
 
-SUMMARY_DOMAIN = "summary"
+SUMMARY_DOMAINS = ("summary", "dialogue")
 NUM_MAIN_WORDS = 8
 COPIED_RUN = 5
 # Small words are 35 to 50 of a hundred in English prose; a fifth is little.
@@ -49,7 +49,7 @@ _SMALL = frozenset(
 def parts(text: str | None, problem: batch.Problem, judge: Judge | None = None) -> dict[str, float | None]:
     """Every item and `prose`; all that apply are 0 without a text."""
     said = words(text or "")
-    is_summary = problem.domain == SUMMARY_DOMAIN
+    is_summary = problem.domain in SUMMARY_DOMAINS
     instruction, _, below = problem.question.partition("\n") if is_summary else (problem.question, "", "")
     source = words(below.strip() or problem.question)
     asked = constraints.asks_for_length(instruction)
