@@ -89,6 +89,7 @@ def _answer_calls(name: str, calls: BinaryIO, answers: BinaryIO) -> int:
     except ValueError as error:
         answer({"error": str(error)})
         return 1
+    importlib.import_module("thinkfirst.rl.batch")  # what a call brings: its import is no part of the first one's time
     answer({"values": []})
     while header := calls.read(8):
         completions, problems, step, phase = pickle.loads(calls.read(int.from_bytes(header, "big")))
