@@ -10,7 +10,7 @@ from absl import flags
 
 from thinkfirst.core import config, runtime
 from thinkfirst.launch import recipes
-from thinkfirst.rl import loop, pipeline, report, stages
+from thinkfirst.rl import guard, loop, pipeline, report, stages
 
 
 def define_flags() -> flags.FlagValues:
@@ -25,7 +25,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: 0 done or cut short as asked, 2 for input that cannot be used."""
+    """Exit status: 0 done or cut short as asked, 1 stopped by bad steps, 2 for input that cannot be used."""
     line = define_flags()
     if "--help" in argv:
         print(f"{__doc__}\n{line.get_help()}\n\nrecipes: {', '.join(recipes.RECIPES)}")
@@ -34,6 +34,9 @@ def main(argv: list[str]) -> int:
         if len(rest := line(argv)) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}")
         return _train(line)
+    except guard.TooManyBadSteps as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (ValueError, flags.Error, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

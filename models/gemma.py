@@ -202,8 +202,12 @@ class Model:
         *,
         floor_BT: Float[Array, "B T"] | None = None,
         temperature: Float[Array, ""] | None = None,
+        entropy_gradient: bool = False,
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-        """(log-prob, entropy) of given tokens, in nats; floors (none: nothing was cut off) are `Rollout.floor_BT`."""
+        """(log-prob, entropy) of given tokens, in nats; floors (none: nothing was cut off) are `Rollout.floor_BT`.
+
+        `entropy_gradient` says that the entropy will be differentiated: then it costs no sweep of its own.
+        """
         return on_mesh.token_logprob(
             hidden_BTD,
             params["embedding"],
@@ -212,6 +216,7 @@ class Model:
             mesh=self.mesh,
             temperature=jnp.float32(1.0) if temperature is None else temperature,
             truncated=floor_BT is not None,
+            entropy_gradient=entropy_gradient,
             soft_cap=self.config.final_soft_cap,
         )
 

@@ -133,7 +133,10 @@ class Experience:
     """What the learner reads: whole sequences (prompt, then completion, then padding) and what is known of them.
 
     `completion_*` arrays run over the completion only; its first token stands at column `prompt_length_B` of
-    `tokens_BT`.
+    `tokens_BT`.  A row without a prompt is padding, and is not counted as a row anywhere.
+
+    `old_logp_BT` is the policy that the trust region is around, `sampler_logp_BT` what the engine sampled from, None
+    where that is the same.  `floor_BT` is that of the rollout, None where no token could be dropped.
     """
 
     tokens_BT: Int[AnyArray, "B T"]
@@ -141,8 +144,9 @@ class Experience:
     completion_BT: Int[AnyArray, "B T"]
     completion_length_B: Int[AnyArray, "B"]
     old_logp_BT: Float[AnyArray, "B T"]
-    floor_BT: Float[AnyArray, "B T"]
+    floor_BT: Float[AnyArray, "B T"] | None
     advantage_B: Float[AnyArray, "B"]
+    sampler_logp_BT: Float[AnyArray, "B T"] | None = None
 
 
 def pad_prompts(rows: Sequence[Sequence[int]], ids: Sequence[int], width: int) -> Prompts:
@@ -185,8 +189,13 @@ def join(
     return np.where(column_T < (prompt_length_B + completion_length_B)[:, None], joined_BT, 0)
 
 
-def experience(prompts: Prompts, rollout: Rollout, advantage_B: Float[AnyArray, "B"]) -> Experience:
-    """The learner's view of a rollout, all on the host; prompts are repeated for the G samples of each group."""
+def experience(
+    prompts: Prompts, rollout: Rollout, advantage_B: Float[AnyArray, "B"], *, truncated: bool = True
+) -> Experience:
+    """The learner's view of a rollout, all on the host; prompts are repeated for the G samples of each group.
+
+    The caller who knows that no token could be dropped (`Sampling.truncated`) spares the learner the floors.
+    """
     group = rollout.tokens_BT.shape[0] // prompts.tokens_PT.shape[0]
     prompt_BT = np.repeat(prompts.tokens_PT, group, axis=0)
     prompt_length_B = np.repeat(prompts.length_P, group)
@@ -196,6 +205,6 @@ def experience(prompts: Prompts, rollout: Rollout, advantage_B: Float[AnyArray, 
         completion_BT=rollout.tokens_BT,
         completion_length_B=rollout.length_B,
         old_logp_BT=rollout.logp_BT,
-        floor_BT=rollout.floor_BT,
+        floor_BT=rollout.floor_BT if truncated else None,
         advantage_B=np.asarray(advantage_B, np.float32),
     )

@@ -6,10 +6,17 @@
 arXiv 2305.18290, equation 7.  Log-probs of sequences are sums over the completion's tokens, not means.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float
+
+from thinkfirst.models import gemma, lora
+from thinkfirst.rl import batch, sft, update
 
 
 @flax.struct.dataclass
@@ -18,6 +25,14 @@ class Pairs:
 
     chosen_P: Float[Array, "P"]
     rejected_P: Float[Array, "P"]
+
+
+@flax.struct.dataclass
+class Rows:
+    """Token rows of the preferred and of the other completion of each pair, of the same prompt."""
+
+    chosen: batch.Sequences
+    rejected: batch.Sequences
 
 
 def sequence_logp(logp_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B"]:
@@ -32,3 +47,49 @@ def loss(
     gain_P = (policy.chosen_P - reference.chosen_P) - (policy.rejected_P - reference.rejected_P)
     margin_P = beta * gain_P
     return -jax.nn.log_sigmoid(margin_P).sum() / num_pairs, margin_P
+
+
+def make_step(
+    model: gemma.Model, transform: optax.GradientTransformation, *, beta: float, micro_batches: int = 1
+) -> Callable[..., Any]:
+    """step(adapter, opt_state, params, rows) -> adapter', opt_state', metrics; the first two are donated.
+
+    The reference policy is `params` with the adapter off.  Pairs are cut into `micro_batches` parts whose losses and
+    gradients add up to the batch's; with anything that is not finite nothing is updated (`update.take`).
+    """
+
+    def logp_of(params: gemma.Params, adapter: lora.Adapter | None, rows: Rows) -> Pairs:
+        chosen, rejected = (
+            sequence_logp(*sft.completion_logprob(model, params, adapter, part))
+            for part in (rows.chosen, rows.rejected)
+        )
+        return Pairs(chosen, rejected)
+
+    def step(adapter: lora.Adapter, opt_state: Any, params: gemma.Params, rows: Rows) -> Any:
+        num_pairs = rows.chosen.tokens_BT.shape[0]
+
+        def micro_loss(adapter: lora.Adapter, part: Rows) -> Any:
+            policy, reference = logp_of(params, adapter, part), logp_of(params, None, part)
+            value, margin_P = loss(policy, reference, beta=beta, num_pairs=num_pairs)
+            return value, (margin_P, {"logp": _finite(policy), "ref_logp": _finite(reference)})
+
+        value, grads, (margin_MP, checks) = update.accumulate(micro_loss, adapter, update.cut(rows, micro_batches))
+        *after, metrics = update.take(
+            transform,
+            (adapter, opt_state),
+            grads,
+            value,
+            useful=jnp.any(jnp.asarray(rows.chosen.length_B) > 0),
+            checks=jax.tree.map(jnp.all, checks),
+        )
+        return *after, {
+            **metrics,
+            "margin": margin_MP.mean(),
+            "ranked_right": (margin_MP > 0).astype(jnp.float32).mean(),
+        }
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def _finite(pairs: Pairs) -> Bool[Array, ""]:
+    return jnp.isfinite(pairs.chosen_P).all() & jnp.isfinite(pairs.rejected_P).all()

@@ -1,22 +1,23 @@
 """From a stage's settings to the graded samples of a step: the pipeline's reward, and those of the user beside it.
 
 A user's score counts as its weight times itself, on top of the pipeline's.  None, "not applicable", adds nothing; a
-call that got no answer in time makes every total of the step unknown (rl/rewards/user.py says when it ends the run).
+call that got no answer in time makes all its totals unknown (rl/rewards/user.py says when it ends the run).
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from thinkfirst.rl import batch, curriculum, stages
-from thinkfirst.rl.rewards import composite, reward, think_first, user
+from thinkfirst.rl.rewards import composite, fault, parse, reward, think_first, user
 
 Rows = Sequence[tuple[batch.Problem, batch.Completion]]
 
 
 class Grader:
-    """Rewards of all samples of a step."""
+    """Rewards of all samples of a step, or of a round of it (rl/samples.py)."""
 
     def __init__(self, pipeline: reward.Reward, functions: Sequence[str] = (), *, seconds: float = 60.0) -> None:
         self._pipeline = pipeline
@@ -28,7 +29,7 @@ class Grader:
 
     def __call__(self, rows: Rows, *, step: int, phase: str) -> list[reward.Graded]:
         """The grade of every row, in order."""
-        graded = [self._pipeline(completion, problem, step=step, phase=phase) for problem, completion in rows]
+        graded = [self._graded(completion, problem, step=step, phase=phase) for problem, completion in rows]
         problems, completions = [problem for problem, _ in rows], [completion for _, completion in rows]
         for named, function in self._users.items():
             scores = function(completions, problems, step=step, phase=phase)
@@ -42,6 +43,13 @@ class Grader:
         """Ends the processes of the user's rewards."""
         for function in self._users.values():
             function.close()
+
+    def _graded(self, completion: batch.Completion, problem: batch.Problem, *, step: int, phase: str) -> reward.Graded:
+        """The pipeline's grade, NaN where it met something that is not finite: it is no 0 and stops the update."""
+        try:
+            return self._pipeline(completion, problem, step=step, phase=phase)
+        except fault.NotFinite:
+            return reward.Graded(math.nan, {}, parse.parse(completion))
 
 
 def make(stage: stages.Grpo, judges: think_first.Judges = think_first.NO_JUDGES) -> Grader:
@@ -82,12 +90,6 @@ def weights(schedule: stages.RewardSchedule | stages.ThinkFirstRewards, step: in
     }
 
 
-def totals(graded: Sequence[reward.Graded], group: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rewards [P, G], whether each is known); 0 where it is not."""
-    known_PG = np.array([grade.total is not None for grade in graded]).reshape(-1, group)
-    return np.array([grade.total or 0.0 for grade in graded]).reshape(-1, group), known_PG
-
-
 def by_domain(rows: Rows, graded: Sequence[reward.Graded]) -> dict[str, float]:
     """Means of every part and of the total in each domain, over the samples that it applies to, for the log."""
     values: dict[str, list[float]] = {}
@@ -99,8 +101,8 @@ def by_domain(rows: Rows, graded: Sequence[reward.Graded]) -> dict[str, float]:
 
 
 def _with(grade: reward.Graded, named: user.Named, score: float | None, *, answered: bool) -> reward.Graded:
-    """The grade with a user's score in it."""
-    total = grade.total if answered else None
-    if total is not None and score is not None:
-        total += named.weight * score
+    """The grade with a user's score in it; a total that is not finite stays so: it is a fault, known or not."""
+    total = grade.total
+    if total is not None and not math.isnan(total):
+        total = total + named.weight * (score or 0.0) if answered else None
     return dataclasses.replace(grade, total=total, parts={**grade.parts, named.name: score})

@@ -1,5 +1,6 @@
 """The GRPO train step: policy and reference log-probs of an Experience, loss, gradient of the adapter, optimiser."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import optax
 from jaxtyping import Array, Float
 
 from thinkfirst.models import gemma, lora
-from thinkfirst.rl import batch, entropy, objective, optimizer
+from thinkfirst.rl import batch, entropy, objective, update
+from thinkfirst.rl import correction as correction_lib
 
 Logprobs = tuple[Float[Array, "B T"], Float[Array, "B T"]]
 
@@ -22,6 +24,7 @@ def completion_logprob(
     *,
     temperature: Float[Array, ""],
     remat: bool = False,
+    entropy_gradient: bool = False,
 ) -> Logprobs:
     """(log-prob, entropy) of every completion token, [B, C], under the distribution the engine sampled from."""
     num_tokens, width = rows.tokens_BT.shape[1], rows.completion_BT.shape[1]
@@ -29,14 +32,27 @@ def completion_logprob(
     hidden_BTD = model.hidden(
         params, jnp.asarray(rows.tokens_BT), segment_BT=valid_BT.astype(jnp.int32), adapter=adapter, remat=remat
     )
-    before_BT = jnp.minimum(rows.prompt_length_B[:, None] - 1 + jnp.arange(width), num_tokens - 1)
+    before_BT = jnp.clip(rows.prompt_length_B[:, None] - 1 + jnp.arange(width), 0, num_tokens - 1)
     return model.token_logprob(
         params,
         jnp.take_along_axis(hidden_BTD, before_BT[:, :, None], axis=1),
         jnp.asarray(rows.completion_BT),
-        floor_BT=jnp.asarray(rows.floor_BT),
+        floor_BT=None if rows.floor_BT is None else jnp.asarray(rows.floor_BT),
         temperature=temperature,
+        entropy_gradient=entropy_gradient,
     )
+
+
+def make_scorer(model: gemma.Model, *, micro_batches: int) -> Callable[..., Float[Array, "B T"]]:
+    """score(adapter, params, experience, temperature) -> log-prob of every completion token under that policy."""
+
+    def score(
+        adapter: lora.Adapter | None, params: gemma.Params, rows: batch.Experience, temperature: jax.Array
+    ) -> Float[Array, "B T"]:
+        parts = update.cut(rows, micro_batches)
+        return update.joined(_scored(model, params, adapter, parts, temperature)[0])
+
+    return jax.jit(score)
 
 
 def make_step(
@@ -49,105 +65,111 @@ def make_step(
 ) -> Callable[..., Any]:
     """step(adapter, opt_state, params, experience, temperature) -> adapter', opt_state', metrics.
 
-    The reference policy is `params` with the adapter off.  Rows are cut into `micro_batches` parts whose losses and
-    gradients add up to the batch's.  Without any non-zero advantage, or with a gradient that is not finite, nothing is
-    updated (metric `skipped`).  adapter and opt_state are donated.
+    The reference policy is `params` with the adapter off; beta 0 asks for none.  Rows are cut into `micro_batches`
+    parts whose losses and gradients add up to the batch's.  Without any completion token whose advantage is not zero,
+    or with anything that is not finite, nothing is updated (`update.take`).  adapter and opt_state are donated.
+
+    With a correction for the sampler, the trust region is around the learner's own policy: the one in `old_logp_BT`
+    where `sampler_logp_BT` stands beside it, else the one being updated.
     """
 
     loss_of = objective.make(config)
+    logprob = functools.partial(completion_logprob, model)
 
-    def micro_loss(
-        adapter: lora.Adapter,
-        params: gemma.Params,
-        rows: batch.Experience,
-        totals: objective.Totals,
-        entropy_floor: jax.Array,
-        *,
-        temperature: jax.Array,
-    ) -> Any:
-        logp_BT, entropy_BT = completion_logprob(model, params, adapter, rows, temperature=temperature, remat=remat)
-        ref_logp_BT, _ = completion_logprob(model, params, None, rows, temperature=temperature)
-        sampler_logp_BT = jnp.asarray(rows.old_logp_BT)
-        corrected = config.correction != "none"
+    def tokens_of(adapter: lora.Adapter, params: gemma.Params, rows: batch.Experience, **given: Any) -> Any:
+        """(objective.Tokens, what is to be finite) of a micro-batch."""
+        temperature, entropy_floor = given["temperature"], given["entropy_floor"]
+        logp_BT, entropy_BT = logprob(
+            params, adapter, rows, temperature=temperature, remat=remat, entropy_gradient=config.entropy_bonus > 0
+        )
+        ref_logp_BT = jax.lax.stop_gradient(logp_BT)
+        if config.beta > 0:
+            ref_logp_BT, _ = logprob(params, None, rows, temperature=temperature)
+        stored_logp_BT = jnp.asarray(rows.old_logp_BT)
+        own = config.correction != "none" and rows.sampler_logp_BT is None
         tokens = objective.Tokens(
             logp_BT=logp_BT,
             entropy_BT=entropy_BT,
-            # Corrected for the sampler, the policy before the update is the learner's own: the one being updated.
-            old_logp_BT=jax.lax.stop_gradient(logp_BT) if corrected else sampler_logp_BT,
-            sampler_logp_BT=sampler_logp_BT,
+            old_logp_BT=jax.lax.stop_gradient(logp_BT) if own else stored_logp_BT,
+            sampler_logp_BT=stored_logp_BT if rows.sampler_logp_BT is None else jnp.asarray(rows.sampler_logp_BT),
             ref_logp_BT=ref_logp_BT,
             advantage_B=jnp.asarray(rows.advantage_B),
             mask_BT=batch.length_mask(rows.completion_length_B, rows.completion_BT.shape[1]),
             entropy_floor=entropy_floor,
         )
-        value, terms = loss_of(tokens, totals)
-        return value, _sums(terms, tokens)
+        finite = functools.partial(update.finite_where, tokens.mask_BT)
+        checks = {
+            "advantage": jnp.isfinite(tokens.advantage_B).all(),
+            "old_logp": finite(stored_logp_BT),
+            "logp": finite(logp_BT),
+        }
+        if rows.sampler_logp_BT is not None:
+            checks["sampler_logp"] = finite(tokens.sampler_logp_BT)
+        if config.beta > 0:
+            checks["ref_logp"] = finite(ref_logp_BT)
+        return tokens, checks
 
     def floor_of_top_entropy(
-        adapter: lora.Adapter, params: gemma.Params, rows: batch.Experience, temperature: jax.Array
+        adapter: lora.Adapter, params: gemma.Params, parts: batch.Experience, temperature: jax.Array
     ) -> Float[Array, ""]:
         """Of the whole batch, by a forward pass over all its micro-batches."""
         if config.top_entropy == 1:
             return jnp.float32(-jnp.inf)
-        parts = _cut(rows, micro_batches)
-        _, entropies = jax.lax.map(
-            lambda part: completion_logprob(model, params, adapter, part, temperature=temperature), parts
-        )
-        width = rows.completion_BT.shape[1]
-        lengths = parts.completion_length_B.reshape(-1)
+        _, entropy_BT = update.joined(_scored(model, params, adapter, parts, temperature))
+        lengths_B = update.joined(parts.completion_length_B)
         return entropy.top_share_floor(
-            entropies.reshape(-1, width), batch.length_mask(lengths, width), share=config.top_entropy
+            entropy_BT, batch.length_mask(lengths_B, entropy_BT.shape[1]), share=config.top_entropy
         )
 
     def step(
         adapter: lora.Adapter, opt_state: Any, params: gemma.Params, rows: batch.Experience, temperature: jax.Array
     ) -> Any:
+        length_B = jnp.asarray(rows.completion_length_B)
         totals = objective.Totals(
-            num_rows=rows.tokens_BT.shape[0], num_tokens=jnp.asarray(rows.completion_length_B).sum().astype(jnp.float32)
+            num_rows=jnp.maximum((jnp.asarray(rows.prompt_length_B) > 0).sum(dtype=jnp.float32), 1.0),
+            num_tokens=length_B.sum().astype(jnp.float32),
         )
-        floor = floor_of_top_entropy(adapter, params, rows, temperature)
+        parts = update.cut(rows, micro_batches)
+        floor = floor_of_top_entropy(adapter, params, parts, temperature)
 
-        def accumulate(total: Any, micro: batch.Experience) -> tuple[Any, Any]:
-            (value, sums), grads = jax.value_and_grad(micro_loss, has_aux=True)(
-                adapter, params, micro, totals, floor, temperature=temperature
-            )
-            return jax.tree.map(jnp.add, total, (grads, value)), sums
+        def micro_loss(adapter: lora.Adapter, micro: batch.Experience) -> Any:
+            tokens, checks = tokens_of(adapter, params, micro, temperature=temperature, entropy_floor=floor)
+            value, terms = loss_of(tokens, totals)
+            return value, (_sums(terms, tokens, config), checks)
 
-        zeros = (jax.tree.map(jnp.zeros_like, adapter), jnp.float32(0.0))
         with jax.named_scope("update"):
-            (grads, value), sums = jax.lax.scan(accumulate, zeros, _cut(rows, micro_batches))
-            norm = optax.tree.norm(grads)
-            usable = jnp.isfinite(norm) & jnp.isfinite(value) & (rows.advantage_B != 0).any()
-            proposal = optimizer.apply(transform, grads, opt_state, adapter)
-            keep = lambda new, old: jnp.where(usable, new, old)  # noqa: E731
-            adapter, opt_state = jax.tree.map(keep, proposal, (adapter, opt_state))
-        metrics = {"loss": value, "grad_norm": norm, "skipped": 1.0 - usable.astype(jnp.float32), **_means(sums)}
-        return adapter, opt_state, metrics
+            value, grads, (sums, checks) = update.accumulate(micro_loss, adapter, parts)
+            adapter, opt_state, metrics = update.take(
+                transform,
+                (adapter, opt_state),
+                grads,
+                value,
+                useful=((jnp.asarray(rows.advantage_B) != 0) & (length_B > 0)).any(),
+                checks=jax.tree.map(jnp.all, checks),
+            )
+        return adapter, opt_state, {**metrics, **_means(sums)}
 
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def _cut(rows: batch.Experience, micro_batches: int) -> batch.Experience:
-    """[B, ...] -> [M, B / M, ...]; each part takes every M-th row, so that every mesh shard has work in every part."""
-
-    def cut(x: jax.Array) -> jax.Array:
-        if x.shape[0] % micro_batches:
-            raise ValueError(f"{x.shape[0]} rows cannot be cut into {micro_batches} micro-batches")
-        return x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
-
-    return jax.tree.map(cut, rows)
+def _scored(
+    model: gemma.Model, params: gemma.Params, adapter: lora.Adapter | None, parts: batch.Experience, temperature: Any
+) -> tuple[Float[Array, "M B T"], Float[Array, "M B T"]]:
+    """`completion_logprob` of every micro-batch, one after the other."""
+    return jax.lax.map(lambda part: completion_logprob(model, params, adapter, part, temperature=temperature), parts)
 
 
-def _sums(terms: objective.Terms, tokens: objective.Tokens) -> dict[str, dict[str, jax.Array]]:
-    """Sums and maxima over this micro-batch's tokens, to be put together by `_means`."""
+def _sums(
+    terms: objective.Terms, tokens: objective.Tokens, config: objective.LossConfig
+) -> dict[str, dict[str, jax.Array]]:
+    """Sums and extremes over this micro-batch's tokens, to be put together by `_means`."""
     mask_BT = tokens.mask_BT
     total = lambda x: jnp.where(mask_BT, x.astype(jnp.float32), 0.0).sum()  # noqa: E731
     gap_BT = jnp.where(mask_BT, jnp.abs(tokens.logp_BT - tokens.sampler_logp_BT), 0.0)
     count_B = jnp.maximum(mask_BT.sum(axis=1, dtype=jnp.float32), 1.0)
     row_share = lambda x: (x & mask_BT).sum(axis=1, dtype=jnp.float32) / count_B  # noqa: E731
-    return {
+    found = {
         "token": {
-            "kl": total(terms.kl_BT),
             "entropy": total(tokens.entropy_BT),
             "clip_ratio/low_mean": total(terms.clipped_low_BT),
             "clip_ratio/high_mean": total(terms.clipped_high_BT),
@@ -161,6 +183,18 @@ def _sums(terms: objective.Terms, tokens: objective.Tokens) -> dict[str, dict[st
             "sampling/sampling_logp_difference/max": gap_BT.max(),
         },
     }
+    if config.beta > 0:
+        found["token"]["kl"] = total(terms.kl_BT)
+    if config.correction != "none":
+        low, high = config.correction_low, config.correction_high
+        weight_BT = correction_lib.weight(
+            config.correction, tokens.old_logp_BT, tokens.sampler_logp_BT, mask_BT, low=low, high=high
+        )
+        name = "sampling/importance_sampling_ratio"
+        found["token"][f"{name}/mean"] = total(weight_BT)
+        found["min"][f"{name}/min"] = jnp.where(mask_BT, weight_BT, jnp.inf).min()
+        found["max"][f"{name}/max"] = jnp.where(mask_BT, weight_BT, -jnp.inf).max()
+    return found
 
 
 def _means(sums: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:

@@ -2,6 +2,9 @@
 
 A stage's step is a function (state, step) -> (state, metrics) of the step's number and nothing else that moves, so the
 step is the data cursor, the curriculum's clock and the random stream's position at once: saving it saves them all.
+
+An update with something that is not finite is not made, and its step says so (`fault` of its row).  It is saved where
+the call or the stage ends only, and after `max_bad_steps` in a row the run stops: what is on disk is from before.
 """
 
 import dataclasses
@@ -13,7 +16,7 @@ from typing import Any
 import jax
 
 from thinkfirst.core import checkpoint, metrics, runtime
-from thinkfirst.rl import stages
+from thinkfirst.rl import guard, stages
 
 State = Any  # a pytree: what the optimiser changes
 Step = Callable[[State, int], tuple[State, dict[str, Any], list[dict[str, Any]]]]
@@ -63,10 +66,10 @@ def run(
 ) -> Finished:
     """Takes the stage from its newest checkpoint to its end; `first_step` steps were taken before the stage."""
     saved = checkpoint.Checkpoints(folder(workdir, stage))
-    done, seconds = newest(workdir, stage), 0.0
+    done, seconds, bad_steps = newest(workdir, stage), 0.0, 0
     if done:
-        before = restore(workdir, stage, state, done)
-        state, seconds, num_tokens = before.state, before.seconds, before.num_tokens
+        state, meta = saved.restore(done, state)
+        seconds, num_tokens, bad_steps = meta["seconds"], meta["num_tokens"], meta.get("bad_steps", 0)
         where = f"step {first_step + done} ({done} of {stage.steps} of this stage)"
         print(f"{stage.name}: resumes from {where}", flush=True)
     if done < stage.steps and budget.spent():
@@ -83,15 +86,19 @@ def run(
             num_tokens += row["tokens_of_step"]
             place = {"step": first_step + step, "stage": stage.name, "kind": kind(stage), "stage_step": step}
             speed = row.pop("tokens_of_step") / elapsed
+            fault = row.pop("fault", None)
+            bad_steps = bad_steps + 1 if fault else 0
             rate = {"num_tokens": num_tokens, "step_time": elapsed, "tokens_per_second": speed}
             writer.completions([{**place, **completion} for completion in completions])
             writer.scalars({**place, **row, **rate})
             bar.set_postfix(_shown({**row, **rate}), refresh=False)
             bar.update()
+            if fault:
+                _report(workdir, stage, fault, place, bad_steps)
             budget.take()
             out_of_budget = budget.spent()
-            if step % stage.save_every == 0 or step == stage.steps or out_of_budget:
-                saved.save(step, state, {"seconds": seconds, "num_tokens": num_tokens})
+            if (step % stage.save_every == 0 and not fault) or step == stage.steps or out_of_budget:
+                saved.save(step, state, {"seconds": seconds, "num_tokens": num_tokens, "bad_steps": bad_steps})
             if out_of_budget and step < stage.steps:
                 raise OutOfBudget
     finally:
@@ -103,6 +110,19 @@ def run(
 def kind(stage: stages.Stage) -> str:
     """Lower-case name of a stage's class."""
     return type(stage).__name__.lower()
+
+
+def _report(
+    workdir: pathlib.Path, stage: TrainingStage, fault: guard.Fault, place: dict[str, Any], bad_steps: int
+) -> None:
+    """Keeps the batch of a bad step and says so; raises guard.TooManyBadSteps once there were too many in a row."""
+    path = guard.write(workdir, fault, place)
+    about = f"{stage.name}: step {place['step']} was not finite: {fault}; no such update was made; its batch is {path}"
+    print(about, flush=True)
+    if bad_steps >= stage.max_bad_steps:
+        last = newest(workdir, stage)
+        where = folder(workdir, stage) / str(last) if last else "none was saved"
+        raise guard.TooManyBadSteps(f"{about}; {bad_steps} such steps in a row end the run; last good state: {where}")
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:

@@ -14,6 +14,22 @@ from jaxtyping import Bool, Float, Int
 from thinkfirst.rl import batch
 
 
+@dataclasses.dataclass(frozen=True)
+class OverlongConfig:
+    """`drop`: what ran into the limit is filtered.  `buffer` tokens before it the soft punishment begins; 0: none.
+
+    The reward gets `penalty` times the soft punishment, which is -1 at the limit.
+    """
+
+    drop: bool = False
+    buffer: int = 0
+    penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.buffer < 0 or not 0 < self.penalty < float("inf"):
+            raise ValueError(f"overlong: buffer={self.buffer} must be at least 0, penalty={self.penalty} above 0")
+
+
 def filtered(rows: batch.Experience, stopped_B: Bool[np.ndarray, "B"]) -> batch.Experience:
     """Rows that did not stop have no completion tokens and advantage 0: neither policy, KL nor entropy term, no count.
 

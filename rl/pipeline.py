@@ -16,7 +16,7 @@ import numpy as np
 from thinkfirst.core import config as config_lib
 from thinkfirst.core import files, mesh, runtime, sharding
 from thinkfirst.models import weights
-from thinkfirst.rl import evaluate, loading, loop, optimizer, policy, report, sft, stages, trainer
+from thinkfirst.rl import evaluate, guard, loading, loop, optimizer, policy, report, sft, stages, trainer
 from thinkfirst.rl.data import source
 
 Progress = dict[str, Any]  # {"stages": [...], "evaluations": [...]} as in final_results.json
@@ -94,7 +94,7 @@ def _check_rows(stage: stages.Stage, num_shards: int) -> None:
     if isinstance(stage, stages.Grpo):
         rows, parts = stage.prompts * stage.group, stage.micro_batches * num_shards
     elif isinstance(stage, stages.Pretrain | stages.Sft):
-        rows, parts = stage.batch_size, num_shards
+        rows, parts = stage.batch_size, stage.micro_batches * num_shards
     else:
         return
     if rows % parts:
@@ -103,7 +103,7 @@ def _check_rows(stage: stages.Stage, num_shards: int) -> None:
 
 def _initial(subject: policy.Policy, stage: loop.TrainingStage, root: jax.Array) -> tuple[Any, Any]:
     """(state a training stage starts from, the optimiser's transform)."""
-    transform = optimizer.make(stage.optimizer, stage.steps)
+    transform = optimizer.make(stage.optimizer, stages.num_updates(stage))
     if isinstance(stage, stages.Pretrain):
         trained: Any = subject.params
     else:
@@ -120,21 +120,24 @@ def _training(
     if isinstance(stage, stages.Grpo):
         return trainer.make_grpo_step(subject, stage, problems, root, transform), initial
     rates = optimizer.rates(stage.optimizer, stage.steps)
-    if isinstance(stage, stages.Sft):
-        update = sft.make_step(subject.model, transform)
+    pretrains = isinstance(stage, stages.Pretrain)
+    if not pretrains:
+        update = sft.make_step(subject.model, transform, micro_batches=stage.micro_batches)
         advance = lambda state, rows: update(*state, subject.params, rows)  # noqa: E731
     else:
-        update = sft.make_pretrain_step(subject.model, transform)
+        update = sft.make_pretrain_step(subject.model, transform, micro_batches=stage.micro_batches)
         advance = lambda state, rows: update(*state, rows)  # noqa: E731
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
         rows = _demonstrations(subject, stage, problems, step)
         *state, learned = advance(state, jax.device_put(rows, sharding.rows(subject.mesh)))
-        row = {name: float(value) for name, value in jax.device_get(learned).items()}
+        row, wrong = guard.split(jax.device_get(learned))
         dropped = float((np.asarray(rows.length_B) == 0).mean())
         tokens = int(np.asarray(rows.length_B).sum())
         row |= {"learning_rate": float(rates[step - 1]), "dropped_rows": dropped, "tokens_of_step": tokens}
-        return tuple(state), row, []
+        trained = {"params": state[0]} if pretrains else {"params": subject.params, "adapter": state[0]}
+        found = guard.fault(wrong, rows, trees={**trained, "optimizer": state[1]})
+        return tuple(state), {**row, "fault": found}, []
 
     return step_fn, initial
 

@@ -6,6 +6,7 @@ import typing
 from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.rl import advantage as advantage_lib
 from thinkfirst.rl import curriculum, objective, optimizer
+from thinkfirst.rl import overlong as overlong_lib
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import domains, think_first
 
@@ -36,7 +37,11 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-    """Every weight of the base, trained on the demonstrations of a kind of data of its own."""
+    """Every weight of the base, trained on the demonstrations of a kind of data of its own.
+
+    Rows of a step go through the model in `micro_batches` parts; `max_bad_steps` steps in a row with something that is
+    not finite end the run (here and in the other stages that train).
+    """
 
     optimizer: optimizer.OptimizerConfig
     data: source.Kind
@@ -44,10 +49,12 @@ class Pretrain:
     steps: int = 1000
     batch_size: int = 128
     num_tokens: int = 96
+    micro_batches: int = 1
+    max_bad_steps: int = 3
     save_every: int = 100
 
     def __post_init__(self) -> None:
-        _at_least(self, steps=1, batch_size=1, num_tokens=2, save_every=1)
+        _at_least(self, steps=1, batch_size=1, num_tokens=2, micro_batches=1, max_bad_steps=1, save_every=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +67,12 @@ class Sft:
     steps: int = 100
     batch_size: int = 32
     num_tokens: int = 512
+    micro_batches: int = 1
+    max_bad_steps: int = 3
     save_every: int = 20
 
     def __post_init__(self) -> None:
-        _at_least(self, steps=1, batch_size=1, num_tokens=2, save_every=1)
+        _at_least(self, steps=1, batch_size=1, num_tokens=2, micro_batches=1, max_bad_steps=1, save_every=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +106,9 @@ class ThinkFirstRewards:
 class Grpo:
     """A fresh adapter trained on the rewards of its own samples.
 
+    A step samples once and updates `num_iterations` times on what it sampled.  With `refill_tokens` above 0, groups
+    whose rewards are all equal are dropped and others sampled in their place, until there are `prompts` or so many
+    tokens were sampled in the step (rl/refill.py).
     `user_rewards` are functions of the user's own, "module:function" or "0.1*module:function", that are added to the
     pipeline's; each has `user_reward_seconds` for the samples of a step (rl/rewards/user.py).
     """
@@ -112,18 +124,27 @@ class Grpo:
     group: int = 4
     micro_batches: int = 1
     remat: bool = False
+    num_iterations: int = 1
     max_new_tokens: int = 256
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     advantage: advantage_lib.Name = "grpo"
+    overlong: overlong_lib.OverlongConfig = dataclasses.field(default_factory=overlong_lib.OverlongConfig)
+    refill_tokens: int = 0
     user_rewards: tuple[str, ...] = ()
     user_reward_seconds: float = 60.0
+    max_bad_steps: int = 3
     save_every: int = 10
 
     def __post_init__(self) -> None:
         _at_least(self, steps=1, prompts=1, group=2, micro_batches=1, max_new_tokens=1, save_every=1, top_k=0)
+        _at_least(self, num_iterations=1, refill_tokens=0, max_bad_steps=1)
+        if self.overlong.buffer > self.max_new_tokens:
+            raise ValueError(
+                f"Grpo {self.name}: overlong.buffer={self.overlong.buffer} exceeds max_new_tokens={self.max_new_tokens}"
+            )
         if not self.temperature > 0:
             raise ValueError(f"Grpo {self.name}: temperature={self.temperature} must be above 0 to explore")
         if not 0 < self.top_p <= 1:
@@ -168,6 +189,11 @@ class Export:
 
 
 Stage = Pretrain | Sft | Grpo | Merge | Evaluate | Export
+
+
+def num_updates(stage: Pretrain | Sft | Grpo) -> int:
+    """Optimiser steps of a stage."""
+    return stage.steps * (stage.num_iterations if isinstance(stage, Grpo) else 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The GRPO step, from problems to an updated adapter.  Read this file first.
 
-problems -> prompts -> rollout -> completions -> rewards -> advantages -> experience -> learner -> adapter'
+problems -> prompts -> rollout -> completions -> rewards (these in rl/samples.py) -> advantages -> experience
+    -> learner, `num_iterations` times -> adapter'
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,20 @@ import numpy as np
 import optax
 
 from thinkfirst.core import metrics, sharding
-from thinkfirst.rl import advantage, batch, curriculum, grading, learner, loop, optimizer, policy, stages
+from thinkfirst.rl import (
+    advantage,
+    batch,
+    curriculum,
+    grading,
+    guard,
+    learner,
+    loop,
+    optimizer,
+    overlong,
+    policy,
+    samples,
+    stages,
+)
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import reward
 
@@ -25,15 +39,16 @@ def make_grpo_step(
     problems: source.Source,
     root: jax.Array,
     transform: optax.GradientTransformation,
+    *,
+    grade: samples.Grader | None = None,
 ) -> loop.Step:
-    """Step function of the stage; its state is the adapter and that of the optimiser `transform`."""
+    """Step function of the stage; its state is the adapter and that of the optimiser `transform`.
+
+    `grade` is what the stage's settings name (rl/grading.py), where it is not given.
+    """
     for phase in stage.phases:
         for difficulty in phase.difficulties:
             problems.problem(0, difficulty)  # one that the data lack is told now, not when its phase begins
-    update = learner.make_step(
-        subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=stage.remat
-    )
-    rates = optimizer.rates(stage.optimizer, stage.steps)
     sampling = batch.Sampling.of(
         temperature=stage.temperature,
         top_k=stage.top_k,
@@ -41,48 +56,118 @@ def make_grpo_step(
         min_p=stage.min_p,
         max_new_tokens=stage.max_new_tokens,
     )
-    temperature = jax.device_put(sampling.temperature, sharding.replicated(subject.mesh))
-    grade = grading.make(stage)
+    sampler = samples.Sampler(subject, stage, problems, sampling, root, grade or grading.make(stage))
+    advance = _make_updates(subject, stage, transform, sampling)
+    rates = optimizer.rates(stage.optimizer, stages.num_updates(stage)).reshape(-1, stage.num_iterations)
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
         subject.adapter, opt_state = state
         clock = metrics.Clock()
-        phase = curriculum.phase_at(stage.phases, step)
-        asked = draw(problems, stage, phase, step)
-        prompts = subject.prompts(asked)
-        with clock.phase("rollout"):
-            key = jax.random.fold_in(root, jax.device_put(np.uint32(step)))
-            engine = subject.engine(stage.max_new_tokens)
-            rollout = engine.sample(subject.params, subject.adapter, prompts, sampling, key, group=stage.group)
-            engine.release()  # the update needs the memory
-            completions = subject.completions(rollout)
-        with clock.phase("reward"):
-            rows = [(asked[row // stage.group], completion) for row, completion in enumerate(completions)]
-            graded = grade(rows, step=step, phase=phase.name)
-            reward_PG, known_PG = grading.totals(graded, stage.group)
-            advantage_PG = advantage.ESTIMATORS[stage.advantage](reward_PG, known_PG)
+        groups, keep, measured = sampler.gather(step, clock)
+        advantage_PG = advantages([groups[place] for place in keep], stage)
         with clock.phase("update"):
-            experience = trimmed(batch.experience(prompts, rollout, advantage_PG.reshape(-1)))
-            experience = jax.device_put(experience, sharding.rows(subject.mesh))
-            subject.adapter, opt_state, learned = update(
-                subject.adapter, opt_state, subject.params, experience, temperature
+            rows = experience(
+                [groups[place] for place in keep],
+                advantage_PG,
+                stage,
+                max_prompt_tokens=subject.max_prompt_tokens,
+                truncated=sampling.truncated,
             )
-            learned = {name: float(value) for name, value in jax.device_get(learned).items()}
+            subject.adapter, opt_state, learned, wrong = advance((subject.adapter, opt_state), rows)
+        reward_PG, known_PG = samples.rewards(groups)
+        taught_PG = reward_PG[list(keep)]
+        wrong = wrong if np.isfinite(taught_PG).all() else ("reward", *wrong)
+        graded = [grade for group in groups for grade in group.graded]
+        answered = [(group.problem, completion) for group in groups for completion in group.completions]
         row = {
-            "phase": phase.name,
-            "learning_rate": float(rates[step - 1]),
+            "phase": curriculum.phase_at(stage.phases, step).name,
+            "learning_rate": float(rates[step - 1].mean()),
             **reward_metrics(graded, reward_PG, known_PG),
             **grading.weights(stage.rewards, step),
-            **grading.by_domain(rows, graded),
-            **length_metrics(completions, stage.max_new_tokens),
+            **grading.by_domain(answered, graded),
+            **length_metrics([completion for _, completion in answered], stage.max_new_tokens),
             **learned,
-            **engine.metrics,
+            **measured,
             **clock.seconds,
-            "tokens_of_step": int(prompts.length_P.sum()) * stage.group + sum(_length(c) for c in completions),
+            "tokens_of_step": _tokens(groups),
+            "fault": guard.fault(
+                wrong,
+                rows,
+                problems=[groups[place].problem.id for place in keep],
+                rewards={"reward_PG": taught_PG, "known_PG": known_PG[list(keep)]},
+                trees={"params": subject.params, "adapter": subject.adapter, "optimizer": opt_state},
+            ),
         }
-        return (subject.adapter, opt_state), row, completion_rows(rows, graded, advantage_PG)
+        placed_PG = np.zeros(reward_PG.shape, np.float32)
+        placed_PG[list(keep)] = advantage_PG
+        return (subject.adapter, opt_state), row, completion_rows(groups, placed_PG)
 
     return step_fn
+
+
+def advantages(groups: Sequence[samples.Group], stage: stages.Grpo) -> np.ndarray:
+    """The advantages [P, G] of groups; all NaN, which the update refuses, if a reward is not finite."""
+    if not groups:
+        return np.zeros((0, stage.group), np.float32)
+    reward_PG, known_PG = samples.rewards(groups)
+    if not np.isfinite(reward_PG).all():
+        return np.full(reward_PG.shape, np.nan, np.float32)
+    return advantage.ESTIMATORS[stage.advantage](reward_PG, known_PG)
+
+
+def experience(
+    groups: Sequence[samples.Group],
+    advantage_PG: np.ndarray,
+    stage: stages.Grpo,
+    *,
+    max_prompt_tokens: int,
+    truncated: bool,
+) -> batch.Experience:
+    """The batch as the learner takes it, on the host: whole, with rows of length 0 where groups are missing."""
+    prompts, rollout = samples.side_by_side(groups, stage, max_prompt_tokens)
+    advantage_B = np.zeros(stage.prompts * stage.group, np.float32)
+    advantage_B[: advantage_PG.size] = advantage_PG.reshape(-1)
+    rows = trimmed(batch.experience(prompts, rollout, advantage_B, truncated=truncated))
+    return overlong.filtered(rows, np.asarray(rollout.stopped_B)) if stage.overlong.drop else rows
+
+
+def _make_updates(
+    subject: policy.Policy, stage: stages.Grpo, transform: optax.GradientTransformation, sampling: batch.Sampling
+) -> Callable[..., Any]:
+    """advance(state, experience) -> adapter', optimiser state', metrics, names of what was not finite.
+
+    The old log-probs are the same in all iterations: those of the sampler, or with a correction for it those of the
+    learner's own policy before the first.  With one iteration that is the policy being updated, and nothing is scored.
+    """
+    update = learner.make_step(
+        subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=stage.remat
+    )
+    score = learner.make_scorer(subject.model, micro_batches=stage.micro_batches)
+    temperature = jax.device_put(sampling.temperature, sharding.replicated(subject.mesh))
+
+    def advance(state: Any, rows: batch.Experience) -> Any:
+        rows = jax.device_put(rows, sharding.rows(subject.mesh))
+        if stage.loss.correction != "none" and stage.num_iterations > 1:
+            logp_BT = score(state[0], subject.params, rows, temperature)
+            rows = dataclasses.replace(rows, old_logp_BT=logp_BT, sampler_logp_BT=rows.old_logp_BT)
+        found = []
+        for _ in range(stage.num_iterations):
+            *state, learned = update(*state, subject.params, rows, temperature)
+            found.append(learned)
+        return *state, *guard.split(over_iterations(jax.device_get(found)))
+
+    return advance
+
+
+def over_iterations(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of a step from those of its updates: smallest, largest and finite by their names, all else averaged."""
+    rules: dict[str, Callable[..., Any]] = {"min": np.min, "max": np.max}
+    together = {}
+    for name in found[0]:
+        kind = name.replace("/", "_").rsplit("_", 1)[-1]
+        rule = np.all if name.startswith(guard.FINITE) else rules.get(kind, np.mean)
+        together[name] = rule([row[name] for row in found])
+    return together
 
 
 def init_optimizer(transform: Any, trained: Any, subject: policy.Policy) -> Any:
@@ -94,25 +179,14 @@ def init_optimizer(transform: Any, trained: Any, subject: policy.Policy) -> Any:
     return jax.jit(transform.init, out_shardings=shardings)(trained)
 
 
-def draw(problems: source.Source, stage: stages.Grpo, phase: curriculum.Phase, step: int) -> list[batch.Problem]:
-    """The step's problems: the next ones in line, of the phase's difficulties in turn."""
-    asked = []
-    for index in range((step - 1) * stage.prompts, step * stage.prompts):
-        turn = curriculum.turn(stage.phases, stage.prompts, index) if problems.counts_by_difficulty else index
-        asked.append(problems.problem(turn, curriculum.difficulty_at(phase, index)))
-    return asked
-
-
 def trimmed(rows: batch.Experience) -> batch.Experience:
     """Columns no row reaches are cut off, up to whole buckets."""
-    longest = int((rows.prompt_length_B + rows.completion_length_B).max())
+    longest = max(1, int((rows.prompt_length_B + rows.completion_length_B).max()))
     width = -(-longest // LEARNER_BUCKET) * LEARNER_BUCKET
     return dataclasses.replace(rows, tokens_BT=rows.tokens_BT[:, :width])
 
 
-def reward_metrics(
-    graded: Sequence[reward.Graded], reward_PG: np.ndarray, known_PG: np.ndarray
-) -> dict[str, float]:
+def reward_metrics(graded: Sequence[reward.Graded], reward_PG: np.ndarray, known_PG: np.ndarray) -> dict[str, float]:
     """Known rewards of the step under TRL's names; parts are raw scores, before their weights, where they apply."""
     found = {
         **_mean_and_deviation("reward", "reward_std", reward_PG[known_PG]),
@@ -127,10 +201,11 @@ def reward_metrics(
 
 def _mean_and_deviation(mean: str, deviation: str, values: np.ndarray) -> dict[str, float]:
     """NaN where there are too few values."""
-    return {
-        mean: float(values.mean()) if values.size else float("nan"),
-        deviation: float(values.std(ddof=1)) if values.size > 1 else float("nan"),
-    }
+    with np.errstate(invalid="ignore"):  # an infinite reward has no deviation
+        return {
+            mean: float(values.mean()) if values.size else float("nan"),
+            deviation: float(values.std(ddof=1)) if values.size > 1 else float("nan"),
+        }
 
 
 def length_metrics(completions: Sequence[batch.Completion], room: int) -> dict[str, float]:
@@ -150,26 +225,28 @@ def length_metrics(completions: Sequence[batch.Completion], room: int) -> dict[s
     }
 
 
-def completion_rows(
-    rows: Sequence[tuple[batch.Problem, batch.Completion]],
-    graded: Sequence[reward.Graded],
-    advantage_PG: np.ndarray,
-) -> list[dict[str, Any]]:
+def completion_rows(groups: Sequence[samples.Group], advantage_PG: np.ndarray) -> list[dict[str, Any]]:
     """Rows of completions.jsonl."""
     return [
         {
-            "problem_id": problem.id,
-            "question": problem.question,
-            "answer": problem.answer,
-            "domain": problem.domain,
-            "difficulty": problem.difficulty,
+            "problem_id": group.problem.id,
+            "question": group.problem.question,
+            "answer": group.problem.answer,
+            "domain": group.problem.domain,
+            "difficulty": group.problem.difficulty,
             "completion": completion.text,
             "reward": grade.total,
             "advantage": float(advantage_value),
             "parts": grade.parts,
         }
-        for (problem, completion), grade, advantage_value in zip(rows, graded, advantage_PG.reshape(-1), strict=True)
+        for group, advantage_G in zip(groups, advantage_PG, strict=True)
+        for completion, grade, advantage_value in zip(group.completions, group.graded, advantage_G, strict=True)
     ]
+
+
+def _tokens(groups: Sequence[samples.Group]) -> int:
+    """Tokens of prompts, for every sample, and of completions."""
+    return sum(len(group.prompt) * len(group.completions) + sum(map(_length, group.completions)) for group in groups)
 
 
 def _length(completion: batch.Completion) -> int:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 
 from thinkfirst.rl import batch
-from thinkfirst.rl.rewards import confidence, correctness, parse, reward, trace, verbosity
+from thinkfirst.rl.rewards import confidence, correctness, fault, parse, reward, trace, verbosity
 
 # The share of the trace's reward that a wrong answer keeps: enough to learn the format from, too little to live on.
 WRONG_TRACE_CREDIT = 0.5
@@ -54,7 +54,7 @@ def grade(completion: batch.Completion, problem: batch.Problem, weights: RewardW
     }
     for name, value in parts.items():
         if not math.isfinite(value):
-            raise ValueError(f"reward part {name} of problem {problem.id!r} is {value}")
+            raise fault.NotFinite(f"reward part {name} of problem {problem.id!r} is {value}")
     return Graded(combine(parts, weights), parts, parsed, parse.strict_answer(parsed))
 
 

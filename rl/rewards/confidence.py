@@ -16,7 +16,7 @@ answer with a full trace has 0.25 * 0.5 - 0.15 < 0.
 import math
 
 from thinkfirst.rl import batch
-from thinkfirst.rl.rewards import correctness, parse
+from thinkfirst.rl.rewards import correctness, fault, parse
 
 
 def score(completion: batch.Completion, problem: batch.Problem) -> float:
@@ -25,7 +25,7 @@ def score(completion: batch.Completion, problem: batch.Problem) -> float:
         raise ValueError(f"confidence: {len(completion.logp)} log-probs for {len(completion.spans)} tokens")
     for index, logp in enumerate(completion.logp):
         if not math.isfinite(logp):
-            raise ValueError(f"confidence: log-prob of token {index} is {logp}")
+            raise fault.NotFinite(f"confidence: log-prob of token {index} is {logp}")
     parsed = parse.parse(completion)
     if not parsed.well_formed:
         return -1.0

@@ -4,8 +4,9 @@
         return [1 - len(completion.text) / 4000 for completion in completions]
 
 It is named `module:function`, or `0.1*module:function` with its weight, and called once a step with all completions
-(`batch.Completion`) and the problem of each (`batch.Problem`).  It gives a number for each, or None where it has
-nothing to say.  A judge that asks a language model is such a function; it may open connections and start threads.
+(`batch.Completion`) and the problem of each (`batch.Problem`); where a step refills its groups, once for each round of
+it.  It gives a number for each, or None where it has nothing to say.  A judge that asks a language model is such a
+function; it may open connections and start threads.
 
 What happens when it fails:
 
@@ -13,8 +14,8 @@ What happens when it fails:
     an exception, NaN, infinity, text, a wrong length,   the run stops, with the function, the value and the row named;
     or the death of its process                          the same command goes on once the function is mended
     no answer within the deadline                        its process is killed, a new one is started at the next call,
-                                                         and all rewards of this step are unknown: nothing is learned
-                                                         from it.  After three such calls in a row the run stops.
+                                                         and all rewards of this call are unknown: nothing is learned
+                                                         from them.  After three such calls in a row the run stops.
 
 The function runs in an interpreter of its own, started afresh (nothing is forked from the process that holds the
 accelerator) and kept from step to step; JAX, if it imports it, sees only the CPU there.
@@ -93,7 +94,7 @@ class UserReward:
         except TimeoutError:
             self._timeouts += 1
             if self._timeouts >= MAX_TIMEOUTS:
-                late = f"no answer within {self._seconds:g} seconds, {MAX_TIMEOUTS} steps in a row"
+                late = f"no answer within {self._seconds:g} seconds, {MAX_TIMEOUTS} calls in a row"
                 raise Failed(f"reward {self._function!r}: {late}") from None
             return None
         self._timeouts = 0

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from thinkfirst.launch import recipes, train
+from thinkfirst.rl import guard, pipeline
 
 
 def run(capsys, tmp_path, *arguments):
@@ -65,3 +66,13 @@ def test_a_tokenizer_of_another_size_is_refused(capsys, tmp_path):
     status, err = run(capsys, tmp_path, "--recipe=show_work_tiny", *[f"--set={pair}" for pair in sets])
     assert status == 2
     assert "512 pieces, but the model's embedding has 256000 rows" in err
+
+
+def test_a_run_that_bad_steps_ended_has_a_status_of_its_own(capsys, monkeypatch, tmp_path):
+    def ended(*_):
+        raise guard.TooManyBadSteps("grpo: step 7 was not finite")
+
+    monkeypatch.setattr(pipeline, "run", ended)
+    status, err = run(capsys, tmp_path, "--recipe=demo")
+    assert status == 1
+    assert err == "error: grpo: step 7 was not finite\n"

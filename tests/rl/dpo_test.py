@@ -1,9 +1,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
 import tolerance
-from thinkfirst.rl import dpo
+from thinkfirst.models import config, gemma, lora
+from thinkfirst.rl import dpo, guard, sft
+
+TINY = config.GemmaConfig(
+    generation=3, vocab_size=40, num_layers=2, width=16, ff_width=16, num_heads=2, num_kv_heads=1, head_dim=8, window=4,
+    pattern=("local", "global"), query_scalar=8, dtype="float32",
+)  # fmt: skip
+MODEL = gemma.Model(TINY)
+PARAMS = MODEL.init(0)
 
 
 def pairs(chosen, rejected):
@@ -58,3 +68,70 @@ def test_log_probs_of_sequences_are_sums_over_the_mask():
 def test_margins_far_apart_stay_finite():
     value, _ = dpo.loss(pairs([-900.0], [0.0]), pairs([0.0], [0.0]), beta=1.0, num_pairs=1)
     tolerance.assert_close(value, np.float32(900.0))
+
+
+def rows():
+    """Four prompts with a preferred and another completion, of unlike lengths."""
+    rng = np.random.default_rng(0)
+    ids = lambda count: rng.integers(2, 40, count).tolist()  # noqa: E731
+    prompts = [ids(3), ids(1), ids(2), ids(4)]
+    side = lambda *lengths: sft.collate([(p, ids(n)) for p, n in zip(prompts, lengths, strict=True)], 9)  # noqa: E731
+    return dpo.Rows(side(2, 5, 1, 3), side(4, 1, 2, 5))
+
+
+def descended(micro_batches=1, params=PARAMS, steps=1):
+    """(adapter before and after, metrics) of plain gradient descent."""
+    factors = jax.tree.map(lambda x: x + 0.02, lora.init(MODEL.adapted(), jax.random.key(1), rank=2, alpha=2.0))
+    transform = optax.sgd(0.5)
+    step = dpo.make_step(MODEL, transform, beta=0.3, micro_batches=micro_batches)
+    before, state = jax.device_get(factors), (factors, transform.init(factors))
+    for _ in range(steps):
+        *state, metrics = step(*state, params, rows())
+    return before, jax.device_get(state[0]), guard.split(jax.device_get(metrics))
+
+
+@pytest.mark.slow
+def test_a_step_descends_the_loss_written_out():
+    before, after, (metrics, wrong) = descended()
+
+    def written_out(trained):
+        total = 0.0
+        sides = (rows().chosen, rows().rejected)
+        for row in range(4):
+            gains = []
+            for side in sides:
+                ids, length = jnp.asarray(side.tokens_BT[row : row + 1]), int(side.length_B[row])
+                found = []
+                for factors in (trained, None):
+                    hidden = MODEL.hidden(PARAMS, ids, segment_BT=jnp.ones_like(ids), adapter=factors)
+                    logp = jax.nn.log_softmax(hidden @ PARAMS["embedding"].T)[0]
+                    begin = int(side.prompt_length_B[row])
+                    found.append(sum(logp[i - 1, ids[0, i]] for i in range(begin, length)))
+                gains.append(found[0] - found[1])
+            total -= jax.nn.log_sigmoid(0.3 * (gains[0] - gains[1])) / 4
+        return total
+
+    value, grads = jax.value_and_grad(written_out)(before)
+    assert wrong == ()
+    tolerance.assert_close(np.float32(metrics["loss"]), value)
+    jax.tree.map(lambda a, b, g: tolerance.assert_close(a, b - 0.5 * g), after, before, jax.device_get(grads))
+
+
+@pytest.mark.slow
+def test_micro_batches_change_no_step_and_steps_rank_the_pairs():
+    (_, whole, (metrics, _)), (_, parts, (cut, _)) = descended(), descended(micro_batches=2)
+    jax.tree.map(tolerance.assert_close, parts, whole)
+    for name, value in metrics.items():
+        tolerance.assert_close(np.float32(cut[name]), np.float32(value))
+    later = descended(steps=40)[2][0]
+    assert later["loss"] < metrics["loss"] and later["margin"] > metrics["margin"]
+    assert later["ranked_right"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["embedding", "gate"])
+def test_a_nan_in_a_weight_makes_no_step(name):
+    one = lambda path, x: x.at[(0,) * x.ndim].set(jnp.nan) if name in jax.tree_util.keystr(path) else x  # noqa: E731
+    before, after, (metrics, wrong) = descended(params=jax.tree.map_with_path(one, PARAMS))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    assert metrics["skipped/not_finite"] == 1 and wrong[:3] == ("ref_logp", "logp", "loss")

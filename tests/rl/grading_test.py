@@ -1,8 +1,8 @@
 """From settings to graded samples: both pipelines by one interface, and the user's rewards beside them."""
 
 import dataclasses
+import math
 
-import numpy as np
 import pytest
 
 import tolerance
@@ -93,8 +93,23 @@ def test_a_users_reward_that_hangs_makes_totals_unknown_and_not_zero(my_rewards)
     grader.close()
     assert [grade.total for grade in found] == [None, None]
     assert found[0].parts["correctness"] == 1.0 and found[0].parts["hangs"] is None
-    reward_PG, known_PG = grading.totals(found, 2)
-    assert not known_PG.any() and reward_PG.shape == (1, 2)
+
+
+def test_what_is_not_finite_is_nan_in_its_own_row_whatever_the_user_says(my_rewards):
+    bad = dataclasses.replace(ROWS[0][1], logp=(math.nan, *ROWS[0][1].logp[1:]))
+    rows = [(PROBLEM, bad), ROWS[1]]
+    for function, known in (("bonus", True), ("hangs", False)):
+        grader = grading.Grader(grading.pipeline(SCHEDULE), [f"my_bonus:{function}"], seconds=60.0 if known else 0.5)
+        found = grader(rows, step=1, phase="easy")
+        grader.close()
+        assert math.isnan(found[0].total) and found[0].parsed.answer == "18"
+        assert found[1].total is not None if known else found[1].total is None
+
+
+def test_the_weights_of_show_work_are_annealed():
+    found = grading.composite_weights(SCHEDULE, 6)
+    tolerance.assert_close([found.trace, found.correctness, found.confidence, found.verbosity], [0.35, 0.5, 0.15, 0.05])
+    assert grading.weights(SCHEDULE, 6)["weight/trace"] == found.trace
 
 
 def test_a_stage_with_a_reward_that_is_not_there_cannot_be_made():
@@ -109,12 +124,6 @@ def test_two_rewards_of_one_name_are_refused(my_rewards):
 
 def graded(total, **parts):
     return reward.Graded(total, parts, composite.parse.parse(batch.Completion("", (), ())))
-
-
-def test_totals_and_what_is_known():
-    reward_PG, known_PG = grading.totals([graded(0.5), graded(None), graded(0.0), graded(-1.0)], 2)
-    tolerance.assert_close(reward_PG, np.array([[0.5, 0.0], [0.0, -1.0]]))
-    assert known_PG.tolist() == [[True, False], [True, True]]
 
 
 def test_every_part_by_domain_over_what_it_applies_to():

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,9 +41,15 @@ def experience(advantage=None):
     return batch.Experience(**{**vars(rows), "old_logp_BT": logp_BT + 0.1 * rng.normal(size=(8, 8)).astype("float32")})
 
 
-def update(rows, *, layout=None, micro_batches=1, remat=False, steps=1, **settings):
+def update(rows, **settings):
     """(adapter after, metrics): plain gradient descent, so that the adapter shows the gradient."""
-    transform, model, params, factors = optax.sgd(1.0), MODEL, PARAMS, adapter()
+    (after, _), metrics = taken(rows, **settings)
+    return after, metrics
+
+
+def taken(rows, *, layout=None, micro_batches=1, remat=False, steps=1, **settings):
+    """((adapter after, optimiser state with the last gradient), metrics)."""
+    transform, model, params, factors = optax.sgd(1.0, momentum=0.0), MODEL, PARAMS, adapter()
     if layout is not None:
         model = gemma.Model(TINY, layout)
         params = jax.device_put(PARAMS, sharding.parameters(model.letters(), PARAMS, layout))
@@ -52,7 +60,7 @@ def update(rows, *, layout=None, micro_batches=1, remat=False, steps=1, **settin
     state, metrics = (factors, transform.init(factors)), {}
     for _ in range(steps):
         *state, metrics = step(*state, params, rows, jnp.float32(1.0))
-    return jax.device_get(state[0]), jax.device_get(metrics)
+    return jax.device_get(state), jax.device_get(metrics)
 
 
 def gap(left, right):
@@ -98,19 +106,96 @@ def test_a_correction_takes_the_learners_own_policy_for_the_old_one():
     assert metrics["clip_ratio/region_mean"] == 0
     assert metrics["sampling/sampling_logp_difference/mean"] > 0.5
     # Every ratio is about e, so every weight 1.5.
+    for kind in ("min", "mean", "max"):
+        tolerance.assert_close(metrics[f"sampling/importance_sampling_ratio/{kind}"], np.float32(1.5))
     tolerance.assert_close(metrics["policy_loss"], np.float32(-1.5 * np.asarray(rows.advantage_B).mean()))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (2, 4, 1), (1, 1, 2), (2, 2, 2)])
-def test_no_mesh_changes_anything(data, fsdp, tensor):
-    """Kernels under `shard_map`: rows over data and fsdp, heads and vocabulary over tensor."""
-    rows, devices = experience(), jax.devices()[: data * fsdp * tensor]
+def test_old_log_probs_stay_while_the_policy_moves():
+    """With the sampler's beside them, the stored ones are what the trust region and the correction are about."""
+    rows = experience()
+    stored = rows.replace(sampler_logp_BT=rows.old_logp_BT, old_logp_BT=rows.old_logp_BT - 1.0)
+    metrics = update(stored, beta=0.0, correction="token_truncate")[1]
+    assert metrics["clip_ratio/region_mean"] > 0.2
+    tolerance.assert_close(metrics["sampling/importance_sampling_ratio/mean"], np.float32(np.exp(-1)))
+    assert metrics["sampling/sampling_logp_difference/max"] < 0.5
+    # The learner's own policy before the first update: there the first of several iterations is the only one.
+    own = learner.make_scorer(MODEL, micro_batches=2)(adapter(), PARAMS, rows, jnp.float32(1.0))
+    scored = rows.replace(sampler_logp_BT=rows.old_logp_BT, old_logp_BT=own)
+    assert gap(update(scored, correction="token_mask")[0], update(rows, correction="token_mask")[0]) < 1e-7
+    moved = update(scored, correction="token_mask", steps=3)[0]
+    assert gap(moved, update(rows, correction="token_mask", steps=3)[0]) > 1e-5
+
+
+def test_scores_of_micro_batches_are_in_the_order_of_the_rows():
+    rows = experience()
+    whole, parts = (
+        learner.make_scorer(MODEL, micro_batches=count)(adapter(), PARAMS, rows, jnp.float32(1.0)) for count in (1, 4)
+    )
+    tolerance.assert_close(parts, whole)
+
+
+def passes(monkeypatch, **settings):
+    """What every pass over the rows was asked for while the step was traced: (with an adapter, entropy gradient)."""
+    whole, seen = learner.completion_logprob, []
+
+    def noted(model, params, factors, rows, **asked):
+        seen.append((factors is not None, asked.get("entropy_gradient", False)))
+        return whole(model, params, factors, rows, **asked)
+
+    monkeypatch.setattr(learner, "completion_logprob", noted)
+    rows = experience()
+    seen.clear()
+    return update(rows, **settings)[1], set(seen)
+
+
+def test_without_a_kl_term_the_reference_is_not_run(monkeypatch):
+    metrics, seen = passes(monkeypatch, beta=0.0)
+    assert seen == {(True, False)} and "kl" not in metrics
+
+
+def test_the_bonus_alone_asks_for_the_gradient_of_the_entropy(monkeypatch):
+    metrics, seen = passes(monkeypatch, entropy_bonus=0.1)
+    assert seen == {(True, True), (False, False)} and metrics["kl"] > 0
+
+
+@pytest.mark.slow
+def test_floors_that_cut_nothing_off_may_be_left_out():
+    rows = experience()
+    with_floors, without = update(rows), update(rows.replace(floor_BT=None))
+    assert gap(with_floors[0], without[0]) < 1e-7
+
+
+def part(left, right):
+    """Length of the difference of two trees as a part of the length of the second."""
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
+    return float(np.linalg.norm(flat(left) - flat(right)) / np.linalg.norm(flat(right)))
+
+
+@functools.cache
+def row_by_row():
+    """Eight micro-batches on one device."""
+    return taken(experience(), micro_batches=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "fsdp", "tensor", "micro_batches"),
+    [(8, 1, 1, 1), (1, 8, 1, 1), (2, 4, 1, 1), (4, 1, 1, 2), (1, 2, 1, 4), (1, 1, 2, 8), (2, 1, 2, 4), (2, 2, 2, 2)],
+)
+def test_no_mesh_and_no_micro_batching_changes_anything(data, fsdp, tensor, micro_batches):
+    """1x8 = 8x1 = 4x2: rows over data and fsdp, heads and vocabulary over tensor, to a millionth."""
+    devices = jax.devices()[: data * fsdp * tensor]
     layout = mesh.make(mesh.MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices)
-    one, many = update(rows), update(rows, layout=layout)
-    assert gap(one[0], many[0]) < 2e-6
-    for name, value in one[1].items():
-        tolerance.assert_close(many[1][name], value)
+    (one, one_state), expected = row_by_row()
+    (many, many_state), metrics = taken(experience(), layout=layout, micro_batches=micro_batches)
+    assert abs(metrics["loss"] / expected["loss"] - 1) < 1e-6
+    assert part(many_state, one_state) < 1e-6  # the gradient
+    assert part(many, one) < 1e-6
+    assert gap(many, one) < 2e-6
+    for name, value in expected.items():
+        tolerance.assert_close(metrics[name], value)
 
 
 def test_groups_without_signal_make_no_step():

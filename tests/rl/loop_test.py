@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from thinkfirst.core import runtime
-from thinkfirst.rl import loop, optimizer, stages
+from thinkfirst.rl import guard, loop, optimizer, stages
 
 STAGE = stages.Sft(optimizer.OptimizerConfig(1e-3), steps=5, save_every=2)
 
@@ -78,3 +78,53 @@ def test_what_moves_to_the_device_says_so(tmp_path):
     unsaid = lambda state, step: ({"sum": state["sum"] + step}, {"tokens_of_step": 1}, [])  # noqa: E731
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         loop.run(tmp_path, STAGE, {"sum": jnp.float32(0)}, unsaid, first_step=0, num_tokens=0, budget=runtime.Budget())
+
+
+def with_faults(*bad):
+    """`step_fn`, but the steps in `bad` meet something that is not finite and change nothing."""
+
+    def step(state, number):
+        after, row, completions = step_fn(state, number)
+        if number not in bad:
+            return after, row, completions
+        fault = guard.Fault(("reward", "loss"), {"reward_PG": np.array([[np.nan]])})
+        return state, {**row, "fault": fault, "skipped/not_finite": 1.0}, completions
+
+    return step
+
+
+def go(workdir, *bad, **limits):
+    start, budget = {"sum": jnp.float32(0)}, runtime.Budget(**limits)
+    return loop.run(workdir, STAGE, start, with_faults(*bad), first_step=100, num_tokens=0, budget=budget)
+
+
+def test_a_bad_step_is_told_kept_and_passed_over(tmp_path, capsys):
+    assert float(go(tmp_path, 2, 3, 5).state["sum"]) == 14
+    assert [row.get("skipped/not_finite", 0.0) for row in written(tmp_path)] == [0, 1, 1, 0, 1]
+    kept = sorted(path.name for path in (tmp_path / "bad_batches").iterdir())
+    assert kept == [f"step_{step}.{kind}" for step in (102, 103, 105) for kind in ("json", "npz")]
+    about = json.loads((tmp_path / "bad_batches" / "step_103.json").read_text())
+    assert about["stage"] == "sft" and about["stage_step"] == 3 and about["not_finite"] == ["reward", "loss"]
+    assert "sft: step 102 was not finite: reward, loss; no such update was made" in capsys.readouterr().out
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_before_their_checkpoints(tmp_path):
+    with pytest.raises(guard.TooManyBadSteps, match=r"step 105 .*: reward, loss; .*; 3 such steps in a row .*sft/2$"):
+        go(tmp_path, 3, 4, 5)
+    assert loop.newest(tmp_path, STAGE) == 2
+    assert len(written(tmp_path)) == 5
+    assert float(go(tmp_path).state["sum"]) == 12345  # what was wrong has been mended: on from the last good state
+
+
+def test_a_call_cut_short_does_not_forget_the_bad_steps(tmp_path):
+    with pytest.raises(loop.OutOfBudget):
+        go(tmp_path, 2, 3, 4, max_steps=3)
+    with pytest.raises(guard.TooManyBadSteps, match="step 104"):
+        go(tmp_path, 2, 3, 4)
+
+
+def test_a_good_step_ends_the_row(tmp_path):
+    for _ in range(4):
+        with pytest.raises(loop.OutOfBudget):
+            go(tmp_path, 1, 2, 4, 5, max_steps=1)
+    assert float(go(tmp_path, 1, 2, 4, 5).state["sum"]) == 3

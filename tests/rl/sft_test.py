@@ -6,7 +6,7 @@ import pytest
 
 import tolerance
 from thinkfirst.models import config, gemma, lora
-from thinkfirst.rl import sft
+from thinkfirst.rl import guard, sft
 
 TINY = config.GemmaConfig(
     generation=3, vocab_size=40, num_layers=2, width=16, ff_width=16, num_heads=2, num_kv_heads=1, head_dim=8, window=4,
@@ -68,3 +68,37 @@ def test_the_loss_falls_and_only_what_is_trained_moves(base):
             losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
     jax.tree.map(np.testing.assert_array_equal, before, PARAMS)
+
+
+def stepped(pairs, *, micro_batches=1, params=PARAMS):
+    """(adapter before, adapter after, metrics) of a step of plain gradient descent on six columns."""
+    factors = jax.tree.map(lambda x: x + 0.02, lora.init(MODEL.adapted(), jax.random.key(1), rank=2, alpha=2.0))
+    transform, before = optax.sgd(0.5), jax.device_get(factors)
+    step = sft.make_step(MODEL, transform, micro_batches=micro_batches)
+    after, _, metrics = step(factors, transform.init(factors), params, sft.collate(pairs, 6))
+    return before, jax.device_get(after), guard.split(jax.device_get(metrics))
+
+
+@pytest.mark.slow
+def test_micro_batches_change_no_step():
+    """Their token counts differ, and one has an empty row: the mean is that of all tokens."""
+    rows = [*PAIRS, ([5], [6]), ([], [])]
+    (_, whole, (metrics, _)), (_, parts, (cut, _)) = stepped(rows), stepped(rows, micro_batches=2)
+    jax.tree.map(tolerance.assert_close, parts, whole)
+    for name, value in metrics.items():
+        tolerance.assert_close(np.float32(cut[name]), np.float32(value))
+    assert metrics["completion_tokens"] == 7
+    tolerance.assert_close(
+        np.float32(metrics["loss"]), sft.loss(MODEL, PARAMS, stepped(rows)[0], sft.collate(rows, 6))[0]
+    )
+
+
+@pytest.mark.slow
+def test_a_nan_in_a_weight_and_rows_without_completion_make_no_step():
+    broken = {**PARAMS, "embedding": PARAMS["embedding"].at[6, 0].set(jnp.nan)}
+    before, after, (metrics, wrong) = stepped(PAIRS, params=broken)
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    assert wrong[:2] == ("logp", "loss") and metrics["skipped/not_finite"] == 1
+    before, after, (metrics, wrong) = stepped([([3, 4], []), ([], [])])
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    assert wrong == () and metrics["skipped/no_signal"] == 1

@@ -1,12 +1,10 @@
 import dataclasses
-import json
 
 import numpy as np
 
 import tolerance
-from thinkfirst.rl import batch, curriculum, grading, optimizer, stages, trainer
-from thinkfirst.rl.data import mix, source
-from thinkfirst.rl.rewards import composite
+from thinkfirst.rl import batch, curriculum, optimizer, overlong, samples, stages, trainer
+from thinkfirst.rl.rewards import composite, parse
 
 REWARDS = stages.RewardSchedule(
     trace=curriculum.Anneal(0.45, 0.25, 11),
@@ -27,37 +25,11 @@ def completion(text=TEXT, stopped=True):
     return batch.Completion(text, tuple((i, i + 1) for i in range(len(text))), (0.0,) * len(text), stopped)
 
 
-def test_every_step_draws_problems_nobody_drew_before():
-    problems = source.make(source.DataConfig(), 0)
-    first = trainer.draw(problems, STAGE, STAGE.phases[0], 1)
-    later = trainer.draw(problems, STAGE, STAGE.phases[1], 3)
-    assert [problem.difficulty for problem in first] == ["easy"] * 4
-    assert [problem.difficulty for problem in later] == ["medium", "hard"] * 2
-    assert not {problem.id for problem in first} & {problem.id for problem in later}
-    assert later == trainer.draw(problems, STAGE, STAGE.phases[1], 3)
-
-
-def test_a_mix_is_drawn_whole_before_a_problem_comes_again(tmp_path):
-    """Six easy and six hard problems, asked for in turn: a stride over one line would meet every second one."""
-    levels = ("easy", "hard")
-    rows = [{"question": f"{level} {i}", "answer": "1", "difficulty": level} for level in levels for i in range(6)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part = mix.Part("own", "jsonl", str(tmp_path / "a.jsonl"), eval=str(tmp_path / "b.jsonl"))
-    (tmp_path / "b.jsonl").write_text('{"question": "held out", "answer": "1"}\n')
-    problems = source.make(source.DataConfig(kind="mix", parts=(part,)), 0)
-    phase = curriculum.Phase("both", until=0, difficulties=levels)
-    stage = dataclasses.replace(STAGE, phases=(phase,))
-    steps = [[problem.question for problem in trainer.draw(problems, stage, phase, step)] for step in range(1, 7)]
-    for epoch in (steps[:3], steps[3:]):
-        assert sorted(question for step in epoch for question in step) == sorted(row["question"] for row in rows)
-    assert steps[3:] == [[found.question for found in trainer.draw(problems, stage, phase, step)] for step in (4, 5, 6)]
-
-
 def test_reward_metrics_under_the_names_of_trl():
     problem = batch.Problem("id", "Q", "18", difficulty="easy")
     weights = composite.RewardWeights()
     graded = [composite.grade(completion(text), problem, weights) for text in (TEXT, "no")]
-    found = trainer.reward_metrics(graded, *grading.totals(graded, 2))
+    found = trainer.reward_metrics(graded, np.array([[grade.total for grade in graded]]), np.ones((1, 2), bool))
     assert found["rewards/correctness/mean"] == 0.5
     assert found["rewards/format/mean"] == 0.5
     assert found["frac_reward_zero_std"] == 0.0
@@ -84,3 +56,74 @@ def test_columns_nobody_reaches_are_cut_off():
         advantage_B=np.zeros(2),
     )
     assert trainer.trimmed(rows).tokens_BT.shape == (2, 256)
+
+
+def test_rewards_that_are_unknown_are_no_zeros():
+    problem, weights = batch.Problem("id", "Q", "18", difficulty="easy"), composite.RewardWeights()
+    known = composite.grade(completion(), problem, weights)
+    unknown = composite.Graded(None, {"trace": 1.0, "correctness": None}, known.parsed)
+    found = trainer.reward_metrics([known, unknown], np.array([[known.total, 0.0]]), np.array([[True, False]]))
+    assert found["reward"] == known.total and found["rewards/correctness/mean"] == 1.0
+    assert np.isnan(found["reward_std"]) and np.isnan(found["rewards/correctness/std"])
+    assert found["frac_reward_zero_std"] == 1.0 and found["frac_reward_unknown"] == 0.5
+
+
+def test_rows_of_completions_say_the_domain():
+    rows = trainer.completion_rows([group((1.0, None))], np.float32([[0.5, 0.0]]))
+    assert [(row["domain"], row["reward"], row["advantage"]) for row in rows] == [
+        ("math", 1.0, 0.5),
+        ("math", None, 0.0),
+    ]
+
+
+def test_metrics_of_iterations_are_put_together_by_their_names():
+    found = trainer.over_iterations(
+        [
+            {"loss": 1.0, "clip_ratio/low_min": 0.1, "clip_ratio/high_max": 0.2, "a/max": 5.0, "finite/loss": True},
+            {"loss": 2.0, "clip_ratio/low_min": 0.3, "clip_ratio/high_max": 0.1, "a/max": 4.0, "finite/loss": False},
+        ]
+    )
+    assert found == {
+        "loss": 1.5, "clip_ratio/low_min": 0.1, "clip_ratio/high_max": 0.2, "a/max": 5.0, "finite/loss": False
+    }  # fmt: skip
+
+
+def group(rewards, lengths=(2, 3), stopped=(True, False)):
+    graded = tuple(composite.Graded(reward, {}, parse.parse(completion(""))) for reward in rewards)
+    rollout = batch.Rollout(
+        tokens_BT=np.full((2, 4), 7, np.int32),
+        logp_BT=np.full((2, 4), -1, np.float32),
+        floor_BT=np.zeros((2, 4), np.float32),
+        length_B=np.array(lengths),
+        stopped_B=np.array(stopped),
+    )
+    return samples.Group(batch.Problem("id", "Q", "18"), (5, 6), 3, (completion("ab"),) * 2, graded, rollout)
+
+
+def test_unknown_rewards_have_no_part_in_advantages_and_bad_ones_spoil_them_all():
+    stage = dataclasses.replace(STAGE, group=2)
+    assert trainer.advantages([group((None, 1.0)), group((1.0, 0.0))], stage).tolist()[0] == [0.0, 0.0]
+    assert np.isnan(trainer.advantages([group((float("nan"), 1.0)), group((1.0, 0.0))], stage)).all()
+    assert trainer.advantages([], stage).shape == (0, 2)
+
+
+def test_missing_groups_are_rows_of_length_zero():
+    stage = dataclasses.replace(STAGE, group=2, prompts=3, max_new_tokens=4)
+    rows = trainer.experience([group((1.0, 0.0))], np.float32([[1, -1]]), stage, max_prompt_tokens=64, truncated=True)
+    assert rows.tokens_BT.shape == (6, 68)  # a bucket of prompt, all the room for new tokens
+    assert rows.prompt_length_B.tolist() == [2, 2, 0, 0, 0, 0]
+    assert rows.completion_length_B.tolist() == [2, 3, 0, 0, 0, 0]
+    assert rows.advantage_B.tolist() == [1, -1, 0, 0, 0, 0]
+    assert rows.floor_BT[:2].max() == 0 and (rows.floor_BT[2:] == -np.inf).all()
+    assert trainer.experience(
+        [], np.zeros((0, 2), np.float32), stage, max_prompt_tokens=64, truncated=True
+    ).tokens_BT.shape == (6, 68)
+
+
+def test_completions_cut_off_are_left_out_where_asked():
+    stage = dataclasses.replace(
+        STAGE, group=2, prompts=1, max_new_tokens=4, overlong=overlong.OverlongConfig(drop=True)
+    )
+    rows = trainer.experience([group((1.0, 0.0))], np.float32([[1, -1]]), stage, max_prompt_tokens=64, truncated=False)
+    assert rows.completion_length_B.tolist() == [2, 0] and rows.advantage_B.tolist() == [1, 0]
+    assert rows.floor_BT is None  # no token could be dropped

@@ -151,7 +151,7 @@ def test_a_call_that_hangs_is_killed_and_its_rewards_are_unknown(mine):
 def test_the_third_hanging_call_in_a_row_stops_the_run(mine):
     hangs = mine("my_rewards:hangs", seconds=0.5)
     assert score(hangs) is None and score(hangs) is None
-    with pytest.raises(user.Failed, match=r"my_rewards:hangs.*no answer within 0.5 seconds, 3 steps in a row"):
+    with pytest.raises(user.Failed, match=r"my_rewards:hangs.*no answer within 0.5 seconds, 3 calls in a row"):
         score(hangs)
 
 
