@@ -16,9 +16,10 @@ from jaxtyping import Bool, Float, Int
 from thinkfirst.core import metrics
 from thinkfirst.rl import batch, curriculum, overlong, policy, refill, stages
 from thinkfirst.rl.data import source
-from thinkfirst.rl.rewards import composite, fault, parse
+from thinkfirst.rl.rewards import reward
 
-Grader = Callable[[batch.Completion, batch.Problem, composite.RewardWeights], composite.Graded]
+# graded = grade(rows, step=, phase=): of all samples of a round at once, as `grading.Grader` does it
+Grader = Callable[..., list[reward.Graded]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Group:
     prompt: tuple[int, ...]
     prompt_id: int
     completions: tuple[batch.Completion, ...]
-    graded: tuple[composite.Graded, ...]
+    graded: tuple[reward.Graded, ...]
     rollout: batch.Rollout
 
 
@@ -44,16 +45,14 @@ class Sampler:
     root: jax.Array
     grade: Grader
 
-    def gather(
-        self, step: int, weights: composite.RewardWeights, clock: metrics.Clock
-    ) -> tuple[list[Group], tuple[int, ...], dict[str, float]]:
+    def gather(self, step: int, clock: metrics.Clock) -> tuple[list[Group], tuple[int, ...], dict[str, float]]:
         """(all groups sampled, which of them to learn from, metrics of the engine and of the refilling)."""
         stage, measured = self.stage, []
         found: list[Group] = []
         key = jax.random.fold_in(self.root, jax.device_put(np.uint32(step)))
         asked, keep = stage.prompts, tuple(range(stage.prompts))
         while asked:
-            found += self._round(step, weights, clock, key=key, first=len(found), count=asked)
+            found += self._round(step, clock, key=key, first=len(found), count=asked)
             measured.append(self.subject.engine(stage.max_new_tokens).metrics)
             key = jax.random.fold_in(key, jax.device_put(np.uint32(len(measured))))
             asked = 0
@@ -63,16 +62,7 @@ class Sampler:
         self.subject.engine(stage.max_new_tokens).release()  # the update needs the memory
         return found, keep, {**_over_rounds(measured), **self._refilled(found, keep, len(measured))}
 
-    def _round(
-        self,
-        step: int,
-        weights: composite.RewardWeights,
-        clock: metrics.Clock,
-        *,
-        key: jax.Array,
-        first: int,
-        count: int,
-    ) -> list[Group]:
+    def _round(self, step: int, clock: metrics.Clock, *, key: jax.Array, first: int, count: int) -> list[Group]:
         """Groups `first` to `first + count` of the step."""
         subject, stage = self.subject, self.stage
         asked = draw(self.problems, stage, step, first=first, count=count)
@@ -83,7 +73,7 @@ class Sampler:
             completions = subject.completions(rollout)
         with clock.phase("reward"):
             rows = [(asked[row // stage.group], completion) for row, completion in enumerate(completions)]
-            graded = [self._graded(completion, problem, weights) for problem, completion in rows]
+            graded = self.grade(rows, step=step, phase=curriculum.phase_at(stage.phases, step).name)
             graded = punished(graded, np.asarray(rollout.length_B), stage)
         groups = []
         for place, problem in enumerate(asked):
@@ -99,15 +89,6 @@ class Sampler:
                 )
             )
         return groups
-
-    def _graded(
-        self, completion: batch.Completion, problem: batch.Problem, weights: composite.RewardWeights
-    ) -> composite.Graded:
-        """The grade, NaN where the reward met something that is not finite: it is no 0 and stops the update."""
-        try:
-            return self.grade(completion, problem, weights)
-        except fault.NotFinite:
-            return composite.Graded(float("nan"), {}, parse.parse(completion))
 
     def _plan(self, groups: Sequence[Group]) -> refill.Plan:
         reward_PG, known_PG = rewards(groups)
@@ -152,8 +133,8 @@ def rewards(groups: Sequence[Group]) -> tuple[Float[np.ndarray, "P G"], Bool[np.
 
 
 def punished(
-    graded: Sequence[composite.Graded], length_B: Int[np.ndarray, "B"], stage: stages.Grpo
-) -> list[composite.Graded]:
+    graded: Sequence[reward.Graded], length_B: Int[np.ndarray, "B"], stage: stages.Grpo
+) -> list[reward.Graded]:
     """The grades with the soft punishment of overlong completions, a part of its own, added to what is known."""
     if not stage.overlong.buffer:
         return list(graded)

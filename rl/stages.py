@@ -8,6 +8,7 @@ from thinkfirst.rl import advantage as advantage_lib
 from thinkfirst.rl import curriculum, objective, optimizer
 from thinkfirst.rl import overlong as overlong_lib
 from thinkfirst.rl.data import source
+from thinkfirst.rl.rewards import domains, think_first
 
 
 def _at_least(stage: object, **minimums: int) -> None:
@@ -85,17 +86,36 @@ class RewardSchedule:
 
 
 @dataclasses.dataclass(frozen=True)
+class ThinkFirstRewards:
+    """Weights of think_first's reward in each domain; `style` scales what structure and format are worth."""
+
+    style: curriculum.Anneal = dataclasses.field(default_factory=lambda: curriculum.Anneal(1.0, 1.0, 1))
+    math: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+    choice: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+    code: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+    span: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+    general: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+    open: think_first.Weights = dataclasses.field(default_factory=think_first.Weights)
+
+    def weights(self) -> dict[domains.Kind, think_first.Weights]:
+        """The weights by domain."""
+        return {kind: getattr(self, kind) for kind in typing.get_args(domains.Kind)}
+
+
+@dataclasses.dataclass(frozen=True)
 class Grpo:
     """A fresh adapter trained on the rewards of its own samples.
 
     A step samples once and updates `num_iterations` times on what it sampled.  With `refill_tokens` above 0, groups
     whose rewards are all equal are dropped and others sampled in their place, until there are `prompts` or so many
     tokens were sampled in the step (rl/refill.py).
+    `user_rewards` are functions of the user's own, "module:function" or "0.1*module:function", that are added to the
+    pipeline's; each has `user_reward_seconds` for the samples of a step (rl/rewards/user.py).
     """
 
     optimizer: optimizer.OptimizerConfig
     phases: tuple[curriculum.Phase, ...]
-    rewards: RewardSchedule
+    rewards: RewardSchedule | ThinkFirstRewards
     loss: objective.LossConfig = dataclasses.field(default_factory=objective.LossConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     name: str = "grpo"
@@ -113,6 +133,8 @@ class Grpo:
     advantage: advantage_lib.Name = "grpo"
     overlong: overlong_lib.OverlongConfig = dataclasses.field(default_factory=overlong_lib.OverlongConfig)
     refill_tokens: int = 0
+    user_rewards: tuple[str, ...] = ()
+    user_reward_seconds: float = 60.0
     max_bad_steps: int = 3
     save_every: int = 10
 

@@ -17,6 +17,7 @@ from thinkfirst.rl import (
     advantage,
     batch,
     curriculum,
+    grading,
     guard,
     learner,
     loop,
@@ -27,7 +28,7 @@ from thinkfirst.rl import (
     stages,
 )
 from thinkfirst.rl.data import source
-from thinkfirst.rl.rewards import composite
+from thinkfirst.rl.rewards import reward
 
 LEARNER_BUCKET = 128  # sequences are trimmed to a multiple of this many tokens: few shapes, few compilations
 
@@ -39,9 +40,12 @@ def make_grpo_step(
     root: jax.Array,
     transform: optax.GradientTransformation,
     *,
-    grade: samples.Grader = composite.grade,
+    grade: samples.Grader | None = None,
 ) -> loop.Step:
-    """Step function of the stage; its state is the adapter and that of the optimiser `transform`."""
+    """Step function of the stage; its state is the adapter and that of the optimiser `transform`.
+
+    `grade` is what the stage's settings name (rl/grading.py), where it is not given.
+    """
     for phase in stage.phases:
         for difficulty in phase.difficulties:
             problems.problem(0, difficulty)  # one that the data lack is told now, not when its phase begins
@@ -52,15 +56,14 @@ def make_grpo_step(
         min_p=stage.min_p,
         max_new_tokens=stage.max_new_tokens,
     )
-    sampler = samples.Sampler(subject, stage, problems, sampling, root, grade)
+    sampler = samples.Sampler(subject, stage, problems, sampling, root, grade or grading.make(stage))
     advance = _make_updates(subject, stage, transform, sampling)
     rates = optimizer.rates(stage.optimizer, stages.num_updates(stage)).reshape(-1, stage.num_iterations)
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
         subject.adapter, opt_state = state
         clock = metrics.Clock()
-        weights = reward_weights(stage.rewards, step)
-        groups, keep, measured = sampler.gather(step, weights, clock)
+        groups, keep, measured = sampler.gather(step, clock)
         advantage_PG = advantages([groups[place] for place in keep], stage)
         with clock.phase("update"):
             rows = experience(
@@ -75,12 +78,14 @@ def make_grpo_step(
         taught_PG = reward_PG[list(keep)]
         wrong = wrong if np.isfinite(taught_PG).all() else ("reward", *wrong)
         graded = [grade for group in groups for grade in group.graded]
-        completions = [completion for group in groups for completion in group.completions]
+        answered = [(group.problem, completion) for group in groups for completion in group.completions]
         row = {
             "phase": curriculum.phase_at(stage.phases, step).name,
             "learning_rate": float(rates[step - 1].mean()),
-            **reward_metrics(graded, reward_PG, weights, known_PG),
-            **length_metrics(completions, stage.max_new_tokens),
+            **reward_metrics(graded, reward_PG, known_PG),
+            **grading.weights(stage.rewards, step),
+            **grading.by_domain(answered, graded),
+            **length_metrics([completion for _, completion in answered], stage.max_new_tokens),
             **learned,
             **measured,
             **clock.seconds,
@@ -174,16 +179,6 @@ def init_optimizer(transform: Any, trained: Any, subject: policy.Policy) -> Any:
     return jax.jit(transform.init, out_shardings=shardings)(trained)
 
 
-def reward_weights(schedule: stages.RewardSchedule, step: int) -> composite.RewardWeights:
-    """The annealed weights of this step."""
-    return composite.RewardWeights(
-        trace=curriculum.value_at(schedule.trace, step),
-        correctness=curriculum.value_at(schedule.correctness, step),
-        confidence=curriculum.value_at(schedule.confidence, step),
-        verbosity=curriculum.value_at(schedule.verbosity, step),
-    )
-
-
 def trimmed(rows: batch.Experience) -> batch.Experience:
     """Columns no row reaches are cut off, up to whole buckets."""
     longest = max(1, int((rows.prompt_length_B + rows.completion_length_B).max()))
@@ -191,34 +186,26 @@ def trimmed(rows: batch.Experience) -> batch.Experience:
     return dataclasses.replace(rows, tokens_BT=rows.tokens_BT[:, :width])
 
 
-def reward_metrics(
-    graded: Sequence[composite.Graded],
-    reward_PG: np.ndarray,
-    weights: composite.RewardWeights,
-    known_PG: np.ndarray | None = None,
-) -> dict[str, float]:
+def reward_metrics(graded: Sequence[reward.Graded], reward_PG: np.ndarray, known_PG: np.ndarray) -> dict[str, float]:
     """Known rewards of the step under TRL's names; parts are raw scores, before their weights, where they apply."""
-    known = reward_PG if known_PG is None else reward_PG[known_PG]
-    mean, deviation = _mean_and_deviation(known)
     found = {
-        "reward": mean,
-        "reward_std": deviation,
+        **_mean_and_deviation("reward", "reward_std", reward_PG[known_PG]),
         "frac_reward_zero_std": float(advantage.has_no_signal(reward_PG, known_PG).mean()),
+        "frac_reward_unknown": float(1 - known_PG.mean()),
     }
     for name in dict.fromkeys(name for grade in graded for name in grade.parts):
-        values = [grade.parts.get(name) for grade in graded]
-        mean, deviation = _mean_and_deviation(np.array([value for value in values if value is not None]))
-        found[f"rewards/{name}/mean"], found[f"rewards/{name}/std"] = mean, deviation
-    for name in ("trace", "correctness", "confidence", "verbosity"):
-        found[f"weight/{name}"] = getattr(weights, name)
+        values = [value for grade in graded if (value := grade.parts.get(name)) is not None]
+        found |= _mean_and_deviation(f"rewards/{name}/mean", f"rewards/{name}/std", np.array(values))
     return found
 
 
-def _mean_and_deviation(values: np.ndarray) -> tuple[float, float]:
+def _mean_and_deviation(mean: str, deviation: str, values: np.ndarray) -> dict[str, float]:
     """NaN where there are too few values."""
     with np.errstate(invalid="ignore"):  # an infinite reward has no deviation
-        mean = float(values.mean()) if values.size else float("nan")
-        return mean, float(values.std(ddof=1)) if values.size > 1 else float("nan")
+        return {
+            mean: float(values.mean()) if values.size else float("nan"),
+            deviation: float(values.std(ddof=1)) if values.size > 1 else float("nan"),
+        }
 
 
 def length_metrics(completions: Sequence[batch.Completion], room: int) -> dict[str, float]:
@@ -245,6 +232,7 @@ def completion_rows(groups: Sequence[samples.Group], advantage_PG: np.ndarray) -
             "problem_id": group.problem.id,
             "question": group.problem.question,
             "answer": group.problem.answer,
+            "domain": group.problem.domain,
             "difficulty": group.problem.difficulty,
             "completion": completion.text,
             "reward": grade.total,

@@ -12,10 +12,10 @@ the 1/2 it would be -.10 at the first.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from thinkfirst.rl import batch
-from thinkfirst.rl.rewards import confidence, correctness, fault, parse, trace, verbosity
+from thinkfirst.rl.rewards import confidence, correctness, fault, parse, reward, trace, verbosity
 
 # The share of the trace's reward that a wrong answer keeps: enough to learn the format from, too little to live on.
 WRONG_TRACE_CREDIT = 0.5
@@ -36,20 +36,14 @@ class RewardWeights:
                 raise ValueError(f"reward weight {name} must be finite and not negative, not {weight}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Graded:
-    """A reward with the raw, unweighted scores it was made from; `format` (1 or 0) has no weight and is for the log.
-
-    None is not 0: a part that does not apply to the problem, or a completion that nothing could judge.
-    """
-
-    total: float | None
-    parts: Mapping[str, float | None]
-    parsed: parse.Parsed
+Graded = reward.Graded
 
 
 def grade(completion: batch.Completion, problem: batch.Problem, weights: RewardWeights) -> Graded:
-    """The reward of one completion.  A part that is not finite raises: it must not erase the others in silence."""
+    """The reward of one completion.  A part that is not finite raises: it must not erase the others in silence.
+
+    `format` (1 or 0) has no weight and is for the log.
+    """
     parsed = parse.parse(completion)
     parts = {
         "format": float(parsed.well_formed),
@@ -61,7 +55,36 @@ def grade(completion: batch.Completion, problem: batch.Problem, weights: RewardW
     for name, value in parts.items():
         if not math.isfinite(value):
             raise fault.NotFinite(f"reward part {name} of problem {problem.id!r} is {value}")
-    return Graded(combine(parts, weights), parts, parsed)
+    return Graded(combine(parts, weights), parts, parsed, parse.strict_answer(parsed))
+
+
+def grade_text(completion: batch.Completion, problem: batch.Problem, weights: RewardWeights) -> Graded:
+    """The reward of a completion of which the tokens or their log-probs are not known.
+
+    What needs them is None and adds nothing to the total.  A broken format costs what it always costs.
+    """
+    parsed = parse.parse(completion)
+    scores = {
+        "format": float(parsed.well_formed),
+        "trace": trace.score(completion, problem),
+        "correctness": correctness.score(completion, problem),
+        "confidence": 0.0 if parsed.well_formed else -1.0,
+        "verbosity": verbosity.score(completion, problem),
+    }
+    unknown = set() if reward.has_tokens(completion) else {"verbosity"}
+    unknown |= {"confidence"} if parsed.well_formed else set()
+    parts = {name: None if name in unknown else value for name, value in scores.items()}
+    return Graded(combine(scores, weights), parts, parsed, parse.strict_answer(parsed))
+
+
+def make(weights_at: Callable[[int], RewardWeights]) -> reward.Reward:
+    """The reward of the pipeline at any step, with the weights of that step."""
+
+    def graded(completion: batch.Completion, problem: batch.Problem, *, step: int, phase: str) -> Graded:
+        del phase
+        return grade(completion, problem, weights_at(step))
+
+    return graded
 
 
 def combine(parts: dict[str, float], weights: RewardWeights) -> float:

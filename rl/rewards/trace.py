@@ -60,20 +60,20 @@ def score(completion: batch.Completion, problem: batch.Problem) -> float:
 
 def _census(steps: tuple[str, ...], question: str, *, maximum: int, concluded: bool) -> tuple[int, int]:
     """Number of substantive and of idle steps."""
-    question_content = _content(question)
+    question_content = content(question)
     question_words = set(question_content)
     seen = {question_content}
     substantive = idle = 0
     for index, step in enumerate(steps):
-        content = _content(step)
-        grounded = any(piece[0] in _DIGITS or (piece.isalpha() and piece in question_words) for piece in content)
-        if index >= maximum or content in seen or not content:
+        said = content(step)
+        grounded = any(piece[0] in _DIGITS or (piece.isalpha() and piece in question_words) for piece in said)
+        if index >= maximum or said in seen or not said:
             idle += 1
-        elif grounded and len(set(content)) >= MIN_PIECES:
+        elif grounded and len(set(said)) >= MIN_PIECES:
             substantive += 1
         elif not (concluded and index == len(steps) - 1):
             idle += 1
-        seen.add(content)
+        seen.add(said)
     return substantive, idle
 
 
@@ -86,7 +86,7 @@ def _states(step: str, answer: str) -> bool:
     return bool(words) and f" {' '.join(words)} " in f" {' '.join(_pieces(step))} "
 
 
-def _content(text: str) -> tuple[str, ...]:
+def content(text: str) -> tuple[str, ...]:
     """What a text says: its words, numbers and operators in order, without the stock words."""
     return tuple(piece for piece in _pieces(text) if piece not in STOCK_WORDS)
 

@@ -8,11 +8,10 @@ import pytest
 
 import tolerance
 from thinkfirst.core import metrics
-from thinkfirst.rl import batch, curriculum, optimizer, overlong, policy, samples, stages
+from thinkfirst.rl import batch, curriculum, grading, optimizer, overlong, policy, samples, stages
 from thinkfirst.rl.data import mix, source
-from thinkfirst.rl.rewards import composite, fault, parse
+from thinkfirst.rl.rewards import composite, parse, trace
 
-WEIGHTS = composite.RewardWeights()
 STAGE = stages.Grpo(
     optimizer=optimizer.OptimizerConfig(1e-3),
     phases=(curriculum.Phase("easy", 2, ("easy",)), curriculum.Phase("mixed", 0, ("medium", "hard"))),
@@ -71,13 +70,17 @@ def sampler(grade, **settings):
     return samples.Sampler(Answering(), stage, problems, sampling, jax.random.key(0), grade)
 
 
-def by_length(completion, problem, weights):
+def by_length(rows, *, step, phase):
     """Groups of samples of one length tell nothing."""
-    return graded(float(len(completion.text) > 3))
+    return [graded(float(len(completion.text) > 3)) for _, completion in rows]
+
+
+def all_alike(rows, *, step, phase):
+    return [graded(1.0) for _ in rows]
 
 
 def gather(found, step=1):
-    return found.gather(step, WEIGHTS, metrics.Clock())
+    return found.gather(step, metrics.Clock())
 
 
 def ids(groups):
@@ -94,7 +97,7 @@ def test_every_step_draws_problems_nobody_drew_before():
 
 
 def test_a_step_without_refilling_samples_once_and_keeps_all():
-    found = sampler(lambda *_: graded(1.0))
+    found = sampler(all_alike)
     groups, keep, measured = gather(found)
     assert (len(groups), keep, len(found.subject.keys)) == (4, (0, 1, 2, 3), 1)
     assert measured == {"rollout/turns": 3.0, "rollout/occupancy": 0.5}
@@ -124,13 +127,13 @@ def test_what_is_sampled_depends_on_the_step_alone():
 
 
 def test_refilling_never_draws_what_another_step_draws():
-    found = sampler(lambda *_: graded(1.0), refill_tokens=60)
+    found = sampler(all_alike, refill_tokens=60)
     seen = [problem for step in range(1, 6) for problem in ids(gather(found, step)[0])]
     assert len(seen) > 5 * 4 and len(set(seen)) == len(seen)
 
 
 def test_a_budget_that_ends_the_drawing_leaves_groups_missing():
-    found = sampler(lambda *_: graded(1.0), refill_tokens=1)
+    found = sampler(all_alike, refill_tokens=1)
     groups, keep, measured = gather(found)
     assert (len(groups), keep, measured["refill/missing"]) == (4, (), 4.0)
 
@@ -145,27 +148,38 @@ def test_every_round_has_a_key_of_its_own():
 
 
 def test_unknown_rewards_are_told_apart_from_zeros():
-    totals = iter([1.0, None, 0.0, None] * 2)
-    groups, _, _ = gather(sampler(lambda *_: graded(next(totals))))
+    totals = [1.0, None, 0.0, -1.0] * 2
+    groups, _, _ = gather(sampler(lambda rows, **_: [graded(total) for total in totals]))
     reward_PG, known_PG = samples.rewards(groups[:2])
-    assert reward_PG.tolist() == [[1.0, 0.0], [0.0, 0.0]]
-    assert known_PG.tolist() == [[True, False], [True, False]]
+    assert reward_PG.tolist() == [[1.0, 0.0], [0.0, -1.0]]
+    assert known_PG.tolist() == [[True, False], [True, True]]
 
 
-def test_a_reward_that_is_not_finite_is_never_zero():
-    def raising(completion, problem, weights):
-        raise fault.NotFinite("reward part trace is nan")
+def test_a_round_is_graded_at_once_in_the_phase_of_its_step():
+    calls = []
 
-    reward_PG, known_PG = samples.rewards(gather(sampler(raising))[0])
+    def noting(rows, *, step, phase):
+        calls.append((step, phase, [problem.id for problem, _ in rows]))
+        return by_length(rows, step=step, phase=phase)
+
+    found = sampler(noting, refill_tokens=400)
+    groups = [group for step in (2, 3) for group in gather(found, step)[0]]
+    assert len(calls) == len(found.subject.keys) > 2 and {call[:2] for call in calls} == {(2, "easy"), (3, "mixed")}
+    assert [name for _, _, names in calls for name in names] == [name for name in ids(groups) for _ in range(2)]
+
+
+def test_a_reward_that_is_not_finite_is_never_zero(monkeypatch):
+    monkeypatch.setattr(trace, "score", lambda *_: np.nan)
+    reward_PG, known_PG = samples.rewards(gather(sampler(grading.make(STAGE)))[0])
     assert np.isnan(reward_PG).all() and known_PG.all()
 
 
 def test_another_error_of_a_reward_is_not_hidden():
-    def raising(completion, problem, weights):
+    def raising(completion, problem, *, step, phase):
         raise ValueError("no such domain")
 
     with pytest.raises(ValueError, match="no such domain"):
-        gather(sampler(raising))
+        gather(sampler(grading.Grader(raising)))
 
 
 def test_overlong_completions_are_punished_in_the_reward():

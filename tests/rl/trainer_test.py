@@ -25,22 +25,16 @@ def completion(text=TEXT, stopped=True):
     return batch.Completion(text, tuple((i, i + 1) for i in range(len(text))), (0.0,) * len(text), stopped)
 
 
-def test_weights_are_annealed():
-    found = trainer.reward_weights(REWARDS, 6)
-    tolerance.assert_close([found.trace, found.correctness, found.confidence, found.verbosity], [0.35, 0.5, 0.15, 0.05])
-
-
 def test_reward_metrics_under_the_names_of_trl():
     problem = batch.Problem("id", "Q", "18", difficulty="easy")
     weights = composite.RewardWeights()
     graded = [composite.grade(completion(text), problem, weights) for text in (TEXT, "no")]
-    found = trainer.reward_metrics(graded, np.array([[graded[0].total, graded[1].total]]), weights)
+    found = trainer.reward_metrics(graded, np.array([[grade.total for grade in graded]]), np.ones((1, 2), bool))
     assert found["rewards/correctness/mean"] == 0.5
     assert found["rewards/format/mean"] == 0.5
     assert found["frac_reward_zero_std"] == 0.0
     tolerance.assert_close(found["reward"], (graded[0].total + graded[1].total) / 2)
     tolerance.assert_close(found["reward_std"], (graded[0].total - graded[1].total) / np.sqrt(2))
-    assert found["weight/trace"] == 0.45
 
 
 def test_lengths_count_the_stop_token():
@@ -68,10 +62,18 @@ def test_rewards_that_are_unknown_are_no_zeros():
     problem, weights = batch.Problem("id", "Q", "18", difficulty="easy"), composite.RewardWeights()
     known = composite.grade(completion(), problem, weights)
     unknown = composite.Graded(None, {"trace": 1.0, "correctness": None}, known.parsed)
-    found = trainer.reward_metrics([known, unknown], np.array([[known.total, 0.0]]), weights, np.array([[True, False]]))
+    found = trainer.reward_metrics([known, unknown], np.array([[known.total, 0.0]]), np.array([[True, False]]))
     assert found["reward"] == known.total and found["rewards/correctness/mean"] == 1.0
     assert np.isnan(found["reward_std"]) and np.isnan(found["rewards/correctness/std"])
-    assert found["frac_reward_zero_std"] == 1.0
+    assert found["frac_reward_zero_std"] == 1.0 and found["frac_reward_unknown"] == 0.5
+
+
+def test_rows_of_completions_say_the_domain():
+    rows = trainer.completion_rows([group((1.0, None))], np.float32([[0.5, 0.0]]))
+    assert [(row["domain"], row["reward"], row["advantage"]) for row in rows] == [
+        ("math", 1.0, 0.5),
+        ("math", None, 0.0),
+    ]
 
 
 def test_metrics_of_iterations_are_put_together_by_their_names():

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from thinkfirst.rl import batch
-from thinkfirst.rl.rewards import composite, confidence, trace
+from thinkfirst.rl.rewards import composite, confidence, fault, trace
 
 FIRST = composite.RewardWeights(trace=0.45, correctness=0.40, confidence=0.15, verbosity=0.05)
 LAST = composite.RewardWeights(trace=0.25, correctness=0.60, confidence=0.15, verbosity=0.05)
@@ -102,7 +102,7 @@ def test_scores_of_any_size_keep_the_order():
 @pytest.mark.parametrize("name, module", [("trace", trace), ("confidence", confidence)])
 def test_a_part_that_is_not_finite_raises_and_is_named(monkeypatch, name, module, bad):
     monkeypatch.setattr(module, "score", lambda completion, problem: bad)
-    with pytest.raises(ValueError, match=f"reward part {name} of problem 'id' is {bad}"):
+    with pytest.raises(fault.NotFinite, match=f"reward part {name} of problem 'id' is {bad}"):
         composite.grade(written("Step 1: 3 + 4 = 7", "14"), PROBLEM, FIRST)
 
 
