@@ -136,7 +136,7 @@ def show_work_tiny() -> stages.RunConfig:
                 prompts=2,
                 group=4,
                 micro_batches=2,
-                remat=True,
+                remat="full",
                 max_new_tokens=48,
                 save_every=1,
                 phases=(
