@@ -13,11 +13,11 @@ The policies from the most memory and the least to compute again, to the least m
 Names are given where the arrays come to be: `keep` here, and the residuals of kernels/flash_attention.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 from jax import ad_checkpoint
 from jaxtyping import Array, Float
 
@@ -69,8 +69,36 @@ def by_tokens(function: Callable[[jax.Array], jax.Array], name: Name) -> Callabl
 
 
 def layer(function: Callable[..., Any], name: Name) -> Callable[..., Any]:
-    """`function`, of which the policy `name` keeps its part for the gradient."""
+    """`function` of (stream, turns, factors), of which the policy `name` keeps its part for the gradient."""
     if name == "none":
         return function
+
+    def run(x_BTD: jax.Array, turns: Any, factors: Any) -> Any:
+        return function(*_left_together(x_BTD, turns, factors))
+
     policy = jax.checkpoint_policies.save_only_these_names(*KEPT[name])
-    return functools.partial(jax.checkpoint, policy=policy)(function)
+    return jax.checkpoint(run, policy=policy)
+
+
+@jax.custom_vjp
+def _left_together(x_BTD: jax.Array, turns: Any, factors: Any) -> tuple[jax.Array, Any, Any]:
+    """Its operands; the gradient of the first is not there before those of the factors are.
+
+    Else XLA puts the factors' gradients off, and keeps for them what several layers have computed again.
+    """
+    return x_BTD, turns, factors
+
+
+def _left_together_forward(*operands: Any) -> tuple[Any, None]:
+    return operands, None
+
+
+def _left_together_backward(_: None, gradients: Any) -> Any:
+    x_BTD, turns, factors = gradients
+    firsts = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(jax.lax.optimization_barrier(factors))]
+    # 0, and the compiler does not know that: whatever the gradient is, it is not above infinity
+    nothing = sum(((first > jnp.inf).astype(x_BTD.dtype) for first in firsts), jnp.zeros((), x_BTD.dtype))
+    return x_BTD + nothing, turns, factors
+
+
+_left_together.defvjp(_left_together_forward, _left_together_backward)

@@ -68,7 +68,9 @@ def gap(left, right):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cut", [{"micro_batches": 2}, {"micro_batches": 8}, {"micro_batches": 4, "remat": "attention"}])
+@pytest.mark.parametrize(
+    "cut", [{"micro_batches": 2}, {"micro_batches": 8}, {"micro_batches": 4, "remat": "attention"}]
+)
 def test_micro_batches_and_remat_change_nothing(cut):
     rows = experience()
     whole, parts = update(rows), update(rows, **cut)
