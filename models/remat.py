@@ -25,7 +25,8 @@ from thinkfirst.kernels.flash_attention import residuals
 
 Name = Literal["none", "products", "gate", "narrow", "attention", "context", "full"]
 NAMES: tuple[Name, ...] = get_args(Name)
-PART = 256  # tokens of each row
+PARTS = 8  # at most, of a text
+PART = 128  # tokens of a part at least: fewer would leave the matrix unit waiting for the weights
 _CONTEXT = residuals.NAMES
 _ATTENTION = (*_CONTEXT, "query", "key", "value")
 _NARROW = (*_ATTENTION, "output", "down")
@@ -52,7 +53,7 @@ def checked(name: str) -> Name:
 
 
 def by_tokens(function: Callable[[jax.Array], jax.Array], name: Name) -> Callable[[jax.Array], jax.Array]:
-    """`function`, which takes every token alone; under "full" it takes PART of them at a time.
+    """`function`, which takes every token alone; under "full" it takes the text in equal parts.
 
     The arrays of the feed-forward's width are most of what the gradient of one layer has alive.  A part keeps its input
     alone, which the layer has anyway: nothing is computed more often than without parts.
@@ -60,9 +61,12 @@ def by_tokens(function: Callable[[jax.Array], jax.Array], name: Name) -> Callabl
 
     def run(x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         rows, length, width = x_BTD.shape
-        if length <= PART or length % PART:
+        count = max(
+            (count for count in range(1, PARTS + 1) if length % count == 0 and length // count >= PART), default=1
+        )
+        if count == 1:
             return function(x_BTD)
-        parts = x_BTD.reshape(rows, length // PART, PART, width).swapaxes(0, 1)
+        parts = x_BTD.reshape(rows, count, length // count, width).swapaxes(0, 1)
         return jax.lax.map(jax.checkpoint(function), parts).swapaxes(0, 1).reshape(x_BTD.shape)
 
     return run if name == "full" else function

@@ -21,7 +21,7 @@ from thinkfirst.models import remat as remat_lib
 from thinkfirst.rl import plan_programs, scheduler, stages
 
 SPARE = 0.98  # of the memory: what a prediction may take before it is tried
-FIRST_ROWS = (2, 6)  # micro-batches compiled to see what a row takes
+FIRST_ROWS = (8, 32)  # micro-batches compiled to see what a row takes
 TRIES = 4
 ASSUMPTIONS = (
     "every prompt and completion as long as the recipe allows",
@@ -61,7 +61,7 @@ class Line:
     def at(self, rows: int) -> float:
         return self.base + self.slope * rows
 
-    def most(self, size: float) -> int:
+    def most(self, size: int) -> int:
         """The most rows that take no more than `size`."""
         return int((size - self.base) // self.slope)
 
@@ -97,24 +97,26 @@ def rolled_out(stage: stages.Grpo, subject: plan_programs.Trained, roof: chips.R
 
 
 def largest(measure: Callable[[int], Program], limit: int) -> tuple[int, Line]:
-    """(the most rows a device that fit, peak bytes by rows): two small sizes, a straight line, then tried.
+    """(the most rows a device that fit, peak bytes by rows): two sizes, a straight line, then tried.
 
-    A try that does not fit, or leaves room for another row, corrects the line.
+    A size that fits, and leaves room for another row, corrects the line; after one that does not, the next is between.
     """
-    points = [(rows, measure(rows)) for rows in FIRST_ROWS]
-    line = Line.through(*((rows, _needs(program)) for rows, program in points))
-    fitting = max((rows for rows, program in points if program.fits), default=0)
-    if not fitting:
-        return 0, line
-    too_many = None
+    known = {rows: measure(rows) for rows in FIRST_ROWS}
+    fitting = max((rows for rows, program in known.items() if program.fits), default=0)
+    too_many = min((rows for rows, program in known.items() if not program.fits), default=None)
+    begin, *_, end = ((rows, _needs(program)) for rows, program in known.items())
+    line = Line.through(begin, end)
     for _ in range(TRIES):
-        rows = line.most(limit)
-        rows = max(fitting, rows if too_many is None else min(rows, too_many - 1))
-        if rows == fitting:
+        rows = max(fitting, line.most(limit))
+        if too_many is not None:
+            rows = min(rows, fitting + max(1, 3 * (too_many - fitting) // 4))
+        if rows in (fitting, too_many):
             break
         tried = measure(rows)
-        line = Line.through((points[0][0], _needs(points[0][1])), (rows, _needs(tried)))
-        fitting, too_many = (rows, too_many) if tried.fits else (fitting, rows)
+        if tried.fits:
+            fitting, line = rows, Line.through(begin, (rows, _needs(tried)))
+        else:
+            too_many = rows
     return fitting, line
 
 

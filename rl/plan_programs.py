@@ -81,7 +81,9 @@ def update(
     stage: stages.Grpo, subject: Trained, *, rows: int, prompt: int, remat: remat_lib.Name, micro_batches: int = 1
 ) -> Any:
     """The GRPO step with micro-batches of `rows` rows a device, traced."""
-    step = learner.make_step(subject.model, subject.transform, stage.loss, micro_batches=micro_batches, remat=remat)
+    step: Any = learner.make_step(
+        subject.model, subject.transform, stage.loss, micro_batches=micro_batches, remat=remat
+    )
     given = experience(stage, subject, rows * subject.shards * micro_batches, prompt)
     return step.trace(subject.adapter, subject.opt_state, subject.params, given, _temperature(subject.mesh))
 
@@ -93,7 +95,7 @@ def imitation(stage: stages.Sft, subject: Trained) -> Any:
         integers(stage.batch_size, stage.num_tokens), integers(stage.batch_size), integers(stage.batch_size)
     )
     given = _on(rows, sharding.rows(subject.mesh))
-    step = sft.make_step(subject.model, subject.transform)
+    step: Any = sft.make_step(subject.model, subject.transform)
     return step.trace(subject.adapter, subject.opt_state, subject.params, given)
 
 

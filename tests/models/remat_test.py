@@ -10,7 +10,7 @@ from thinkfirst.models import config, gemma, lora, remat
 LAYERS = 4
 MODEL = gemma.Model(dataclasses.replace(config.demo_gemma3(), num_layers=LAYERS))
 SPECS = MODEL.adapted()
-ROWS, LENGTH = 4, 512  # two parts of the feed-forward
+ROWS, LENGTH = 4, 512  # four parts of the feed-forward
 
 
 def trace(name):

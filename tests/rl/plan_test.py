@@ -22,7 +22,9 @@ def machine(size, base, slope, tried):
     return measure
 
 
-@pytest.mark.parametrize(("base", "slope", "most"), [(100, 90, 9), (0, 100, 9), (500, 20, 24), (50, 450, 2)])
+@pytest.mark.parametrize(
+    ("base", "slope", "most"), [(100, 90, 9), (0, 100, 9), (500, 20, 24), (50, 450, 2), (100, 10, 89)]
+)
 def test_the_largest_micro_batch_is_found_in_a_few_tries(base, slope, most):
     tried = []
     found, line = plan.largest(machine(1000, base, slope, tried), 1000)
@@ -45,9 +47,9 @@ def test_the_policy_chosen_is_the_first_that_fits():
         return program(kept[name], fits=name in ("narrow", "attention", "context", "full"))
 
     # "full" needs 100 and keeps 50: of 700 there is room for what keeps 636 at most, and "gate" is wrong about that
-    name, _ = plan.chosen(measure, kept.__getitem__, 100, 700)
+    name, _ = plan.chosen(measure, kept.__getitem__, 100.0, 700)
     assert (name, tried) == ("narrow", ["gate", "narrow"])
-    assert plan.chosen(measure, kept.__getitem__, 2000, 700)[0] == "full"
+    assert plan.chosen(measure, kept.__getitem__, 2000.0, 700)[0] == "full"
 
 
 def test_the_compilers_error_says_what_was_asked_for():

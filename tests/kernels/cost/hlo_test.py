@@ -59,7 +59,7 @@ ENTRY %main (a: f32[64,1024]) -> f32[64,1024] {
   %a = f32[64,1024]{1,0} parameter(0)
   %zero = s32[] constant(0)
   %start = (s32[], f32[64,1024]{1,0}) tuple(%zero, %a)
-  %loop = (s32[], f32[64,1024]{1,0}) while(%start), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %loop = (s32[], f32[64,1024]{1,0}) while(%start), body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %out = f32[64,1024]{1,0} get-tuple-element(%loop), index=1
   ROOT %kernel = f32[64,1024]{1,0} custom-call(%out, %out), custom_call_target="tpu_custom_call"
 }
