@@ -137,7 +137,9 @@ def _grpo(
     scored = plan.compiled(traced, roof, resident=plan.on_device(subject.opt_state), **settings)
     for name, program in (("rollout", rolled_out), ("scoring", scored), ("update", updated)):
         found["programs"][f"{stage.name}/{name}"] = dataclasses.asdict(program)
-    seconds = rolled_out.seconds + updated.seconds
+    seconds = rolled_out.seconds + stage.num_iterations * updated.seconds
+    if stage.loss.correction != "none" and stage.num_iterations > 1:
+        seconds += scored.seconds
     found["stages"][stage.name] = {
         "rows_per_device": rows,
         "remat": remat,
@@ -150,8 +152,9 @@ def _grpo(
 
 def _sft(found: dict[str, Any], stage: stages.Sft, subject: plan_programs.Trained, roof: chips.Roof) -> None:
     """Adds the stage and its program."""
-    if stage.batch_size % subject.shards:
-        raise ValueError(f"{stage.name}: {stage.batch_size} rows cannot be cut into {subject.shards} equal parts")
+    parts = stage.micro_batches * subject.shards
+    if stage.batch_size % parts:
+        raise ValueError(f"{stage.name}: {stage.batch_size} rows cannot be cut into {parts} equal parts")
     _say(f"{stage.name}: compiling the update")
     program = plan.compiled(
         plan_programs.imitation(stage, subject),
@@ -161,7 +164,7 @@ def _sft(found: dict[str, Any], stage: stages.Sft, subject: plan_programs.Traine
     )
     found["programs"][f"{stage.name}/update"] = dataclasses.asdict(program)
     found["stages"][stage.name] = {
-        "rows_per_device": stage.batch_size // subject.shards,
+        "rows_per_device": stage.batch_size // parts,
         "step_seconds_estimate": program.seconds,
         "hours_estimate": program.seconds * stage.steps / 3600,
     }

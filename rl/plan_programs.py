@@ -68,13 +68,10 @@ def rollout(subject: Trained, shape: scheduler.Shape) -> Any:
 
 
 def scoring(stage: stages.Grpo, subject: Trained, *, rows: int, prompt: int) -> Any:
-    """Log-probs of the completions of `rows` rows a device, traced."""
-
-    def score(adapter: Any, params: Any, rows: batch.Experience, temperature: jax.Array) -> Any:
-        return learner.completion_logprob(subject.model, params, adapter, rows, temperature=temperature)
-
-    given = experience(stage, subject, rows * subject.shards, prompt)
-    return jax.jit(score).trace(subject.adapter, subject.params, given, _temperature(subject.mesh))
+    """Log-probs of all completions of a step, in the stage's micro-batches of `rows` rows a device, traced."""
+    score: Any = learner.make_scorer(subject.model, micro_batches=stage.micro_batches)
+    given = experience(stage, subject, rows * subject.shards * stage.micro_batches, prompt)
+    return score.trace(subject.adapter, subject.params, given, _temperature(subject.mesh))
 
 
 def update(
@@ -95,7 +92,7 @@ def imitation(stage: stages.Sft, subject: Trained) -> Any:
         integers(stage.batch_size, stage.num_tokens), integers(stage.batch_size), integers(stage.batch_size)
     )
     given = _on(rows, sharding.rows(subject.mesh))
-    step: Any = sft.make_step(subject.model, subject.transform)
+    step: Any = sft.make_step(subject.model, subject.transform, micro_batches=stage.micro_batches)
     return step.trace(subject.adapter, subject.opt_state, subject.params, given)
 
 
