@@ -23,6 +23,7 @@ from thinkfirst.rl import plan_programs, scheduler, stages
 SPARE = 0.98  # of the memory: what a prediction may take before it is tried
 FIRST_ROWS = (8, 32)  # micro-batches compiled to see what a row takes
 TRIES = 4
+MOST_ROWS = 1024  # a micro-batch has a million tokens then: more is of no use to anybody
 ASSUMPTIONS = (
     "every prompt and completion as long as the recipe allows",
     "matrix units at their peak, HBM at its bandwidth, whichever takes longer over a program",
@@ -107,7 +108,7 @@ def largest(measure: Callable[[int], Program], limit: int) -> tuple[int, Line]:
     begin, *_, end = ((rows, _needs(program)) for rows, program in known.items())
     line = Line.through(begin, end)
     for _ in range(TRIES):
-        rows = max(fitting, line.most(limit))
+        rows = max(fitting, min(line.most(limit), MOST_ROWS))
         if too_many is not None:
             rows = min(rows, fitting + max(1, 3 * (too_many - fitting) // 4))
         if rows in (fitting, too_many):
@@ -158,7 +159,7 @@ def _measured(lowered: Any, roof: chips.Roof, *, resident: int, counted: int) ->
     except jax.errors.JaxRuntimeError as error:
         peak = asked_bytes(str(error))
         if peak is None:
-            raise
+            raise ValueError(f"the compiler gave up: {' '.join(str(error).split())[:300]}") from error
         return Program(
             argument_bytes=0,
             temporary_bytes=0,
