@@ -47,7 +47,7 @@ class Setting:
     def updater(self, found: batch.Rollout) -> Callable[[], Any]:
         """One optimiser step on `found`."""
         transform = optimizer.make(optimizer.OptimizerConfig(learning_rate=1e-3), 10)
-        step = learner.make_step(self.model, transform, objective.LossConfig(), micro_batches=2, remat=False)
+        step = learner.make_step(self.model, transform, objective.LossConfig(), micro_batches=2, remat="none")
         advantage_B = np.resize(np.array([1, -1], np.float32), NUM_PROMPTS * GROUP)
         rows = batch.experience(self.prompts, found, advantage_B)
         rows = jax.device_put(trainer.trimmed(rows), sharding.rows(self.mesh))

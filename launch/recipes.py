@@ -136,7 +136,7 @@ def show_work_tiny() -> stages.RunConfig:
                 prompts=2,
                 group=4,
                 micro_batches=2,
-                remat=True,
+                remat="full",
                 max_new_tokens=48,
                 save_every=1,
                 phases=(
@@ -151,6 +151,72 @@ def show_work_tiny() -> stages.RunConfig:
     )
 
 
+def show_work_gemma3_1b() -> stages.RunConfig:
+    """Gemma 3 1B shows its work: SFT on traces, then GRPO, on one TPU v5e-8.
+
+    thinkfirst-train --recipe=show_work_gemma3_1b --set checkpoint=... --set data.train=... --set data.eval=...
+    """
+    return stages.RunConfig(
+        recipe="show_work_gemma3_1b",
+        architecture="gemma3_1b",
+        data=source.DataConfig(kind="gsm8k", held_out=100),
+        instruction=FORMAT_REQUEST,
+        max_prompt_tokens=256,
+        stages=(
+            stages.Sft(
+                optimizer=optimizer.OptimizerConfig(learning_rate=1e-5), steps=400, batch_size=32, num_tokens=1024
+            ),
+            stages.Merge(),
+            stages.Grpo(
+                optimizer=optimizer.OptimizerConfig(learning_rate=3e-6),
+                steps=200,
+                prompts=32,
+                group=4,
+                remat="gate",
+                max_new_tokens=768,
+                phases=(
+                    curriculum.Phase("easy", until=60, difficulties=("easy",)),
+                    curriculum.Phase("medium", until=140, difficulties=("medium",)),
+                    curriculum.Phase("hard", until=0, difficulties=("easy", "medium", "hard")),
+                ),
+                rewards=show_work_rewards(over=200),
+                loss=objective.LossConfig(beta=0.03),
+            ),
+            stages.Evaluate(label="grpo", name="evaluate_grpo", max_new_tokens=768),
+        ),
+    )
+
+
+def think_first_gemma2_2b() -> stages.RunConfig:
+    """Gemma 2 2B thinks first: the GRPO of the second pipeline, on one TPU v5e-8.
+
+    thinkfirst-train --recipe=think_first_gemma2_2b --set checkpoint=... --set data.train=... --set data.eval=...
+    """
+    return stages.RunConfig(
+        recipe="think_first_gemma2_2b",
+        architecture="gemma2_2b",
+        data=source.DataConfig(kind="gsm8k", held_out=100),
+        instruction=FORMAT_REQUEST,
+        max_prompt_tokens=256,
+        stages=(
+            stages.Grpo(
+                optimizer=optimizer.OptimizerConfig(learning_rate=3e-6),
+                lora=stages.LoraConfig(rank=32, alpha=64.0),
+                steps=200,
+                prompts=8,
+                group=3,
+                remat="full",
+                max_new_tokens=768,
+                phases=(curriculum.Phase("mixed", until=0, difficulties=("easy", "medium", "hard")),),
+                rewards=show_work_rewards(over=200),
+                loss=objective.LossConfig(beta=0.03),
+            ),
+            stages.Merge(),
+            stages.Evaluate(label="grpo", name="evaluate_grpo", max_new_tokens=768),
+        ),
+    )
+
+
 def show_work_rewards(over: int) -> stages.RewardSchedule:
     """The weights of show_work, annealed over `over` steps."""
     return stages.RewardSchedule(
@@ -162,7 +228,8 @@ def show_work_rewards(over: int) -> stages.RewardSchedule:
 
 
 RECIPES: dict[str, Callable[[], stages.RunConfig]] = {
-    recipe.__name__: recipe for recipe in (demo_base, demo, demo_small, show_work_tiny)
+    recipe.__name__: recipe
+    for recipe in (demo_base, demo, demo_small, show_work_tiny, show_work_gemma3_1b, think_first_gemma2_2b)
 }
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from thinkfirst.kernels import on_mesh, prologue
 from thinkfirst.models import config as model_config
 from thinkfirst.models import kv_cache, layers, lora
+from thinkfirst.models import remat as remat_lib
 
 Params = dict[str, Any]
 
@@ -120,9 +121,9 @@ class Model:
         *,
         segment_BT: Int[Array, "B T"],
         adapter: lora.Adapter | None = None,
-        remat: bool = False,
+        remat: remat_lib.Name = "none",
     ) -> Float[Array, "B T D"]:
-        """Final hidden states of whole sequences.
+        """Final hidden states of whole sequences; a gradient keeps of each layer what `remat` says.
 
         `segment_BT` tells which tokens may see each other (0: padding).  A segment is one run of a row, and positions
         count from its start: rows may be padded on the left or right, or hold several sequences.
@@ -257,7 +258,7 @@ class Model:
         *,
         adapter: lora.Adapter | None,
         cache: kv_cache.Tree | None = None,
-        remat: bool = False,
+        remat: remat_lib.Name = "none",
     ) -> tuple[jax.Array, Any]:
         """Embed, walk every stack, normalise."""
         module, factors = nnx.merge(self._graph, params), lora.scaled(adapter)
@@ -269,12 +270,10 @@ class Model:
             name = f"stack_{i}"
             graph, state = nnx.split(getattr(module, name))
             step = functools.partial(
-                _period_step, graph=graph, stack=(name, kinds), turns=turns, attend=attend
+                _period_step, graph=graph, stack=(name, kinds), turns=turns, attend=attend, remat=remat
             )
             xs = (jnp.arange(repeats), nnx.to_pure_dict(state), factors.get(name, {}))
-            (x_BTD, rings[name]), _ = jax.lax.scan(
-                jax.checkpoint(step) if remat else step, (x_BTD, rings.get(name)), xs
-            )
+            (x_BTD, rings[name]), _ = jax.lax.scan(step, (x_BTD, rings.get(name)), xs)
         return module.final_norm(x_BTD), rings
 
 
@@ -286,6 +285,7 @@ def _period_step(
     stack: tuple[str, tuple[model_config.Kind, ...]],
     turns: dict[model_config.Kind, layers.Turns],
     attend: Any,
+    remat: remat_lib.Name,
 ) -> tuple[Any, None]:
     """Body of the scan: one period, its parameters and adapter factors in `xs`, the stream and cache carried."""
     (x_BTD, cache), (index, params, factors) = carry, xs
@@ -293,6 +293,7 @@ def _period_step(
     for i, kind in enumerate(stack[1]):
         name = f"layer_{i}"
         place = Place(kind, stack[0], name, index, None if cache is None else cache[name])
-        block = getattr(period, name)
-        x_BTD, rings[name] = block(x_BTD, turns[kind], factors.get(name, {}), functools.partial(attend, place))
+        attend_here = functools.partial(attend, place)
+        block = functools.partial(getattr(period, name), attend=attend_here, keeps=remat)
+        x_BTD, rings[name] = remat_lib.layer(block, remat)(x_BTD, turns[kind], factors.get(name, {}))
     return (x_BTD, None if cache is None else rings), None

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels import prologue
 from thinkfirst.models import config as model_config
-from thinkfirst.models import lora
+from thinkfirst.models import lora, remat
 
 # q, k, v as projected, and what queries and keys go through first -> context, cache
 Attend = Callable[[jax.Array, jax.Array, jax.Array, prologue.Prologue], tuple[jax.Array, Any]]
@@ -75,9 +75,9 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BTD: Float[Array, "B T D"], turns: Turns, factors: lora.Tree, attend: Attend
     ) -> tuple[Float[Array, "B T D"], Any]:
-        query_BTNH = self.query(x_BTD, factors.get("query"))
-        key_BTKH = self.key(x_BTD, factors.get("key"))
-        value_BTKH = self.value(x_BTD, factors.get("value"))
+        query_BTNH = remat.keep(self.query(x_BTD, factors.get("query")), "query")
+        key_BTKH = remat.keep(self.key(x_BTD, factors.get("key")), "key")
+        value_BTKH = remat.keep(self.value(x_BTD, factors.get("value")), "value")
         normed = hasattr(self, "query_norm")
         first = prologue.Prologue(
             query_scale_H=self.query_norm.scale[...] if normed else None,
@@ -87,7 +87,7 @@ class Attention(nnx.Module):
             epsilon=self.epsilon,
         )
         context_BTNH, cache = attend(query_BTNH, key_BTKH, value_BTKH, first)
-        return self.output(context_BTNH, factors.get("output")), cache
+        return remat.keep(self.output(context_BTNH, factors.get("output")), "output"), cache
 
 
 class FeedForward(nnx.Module):
@@ -100,8 +100,10 @@ class FeedForward(nnx.Module):
         self.down = Einsum("BTF,FD->BTD", (f, d), dtype=config.dtype, rngs=rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"], factors: lora.Tree) -> Float[Array, "B T D"]:
-        gate_BTF = jax.nn.gelu(self.gate(x_BTD, factors.get("gate")), approximate=True)
-        return self.down(gate_BTF * self.up(x_BTD, factors.get("up")), factors.get("down"))
+        gate_BTF = remat.keep(self.gate(x_BTD, factors.get("gate")), "gate")
+        up_BTF = remat.keep(self.up(x_BTD, factors.get("up")), "up")
+        hidden_BTF = jax.nn.gelu(gate_BTF, approximate=True) * up_BTF
+        return remat.keep(self.down(hidden_BTF, factors.get("down")), "down")
 
 
 class Block(nnx.Module):
@@ -115,10 +117,18 @@ class Block(nnx.Module):
         self.ff = FeedForward(config, rngs=rngs)
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], turns: Turns, factors: lora.Tree, attend: Attend
+        self,
+        x_BTD: Float[Array, "B T D"],
+        turns: Turns,
+        factors: lora.Tree,
+        attend: Attend,
+        *,
+        keeps: remat.Name = "none",
     ) -> tuple[Float[Array, "B T D"], Any]:
+        def fed_forward(x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+            return x_BTD + self.ff_post_norm(self.ff(self.ff_norm(x_BTD), factors.get("ff", {})))
+
         normed_BTD = self.attention_norm(x_BTD)
         attended_BTD, cache = self.attention(normed_BTD, turns, factors.get("attention", {}), attend)
         x_BTD = x_BTD + self.attention_post_norm(attended_BTD)
-        x_BTD = x_BTD + self.ff_post_norm(self.ff(self.ff_norm(x_BTD), factors.get("ff", {})))
-        return x_BTD, cache
+        return remat.by_tokens(fed_forward, keeps)(x_BTD), cache

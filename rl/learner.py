@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from thinkfirst.models import gemma, lora
+from thinkfirst.models import remat as remat_lib
 from thinkfirst.rl import batch, entropy, objective, update
 from thinkfirst.rl import correction as correction_lib
 
@@ -23,7 +24,7 @@ def completion_logprob(
     rows: batch.Experience,
     *,
     temperature: Float[Array, ""],
-    remat: bool = False,
+    remat: remat_lib.Name = "none",
     entropy_gradient: bool = False,
 ) -> Logprobs:
     """(log-prob, entropy) of every completion token, [B, C], under the distribution the engine sampled from."""
@@ -61,7 +62,7 @@ def make_step(
     config: objective.LossConfig,
     *,
     micro_batches: int,
-    remat: bool,
+    remat: remat_lib.Name,
 ) -> Callable[..., Any]:
     """step(adapter, opt_state, params, experience, temperature) -> adapter', opt_state', metrics.
 
@@ -84,7 +85,7 @@ def make_step(
         )
         ref_logp_BT = jax.lax.stop_gradient(logp_BT)
         if config.beta > 0:
-            ref_logp_BT, _ = logprob(params, None, rows, temperature=temperature)
+            ref_logp_BT, _ = logprob(params, None, rows, temperature=temperature, remat=remat)
         stored_logp_BT = jnp.asarray(rows.old_logp_BT)
         own = config.correction != "none" and rows.sampler_logp_BT is None
         tokens = objective.Tokens(

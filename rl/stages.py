@@ -4,6 +4,7 @@ import dataclasses
 import typing
 
 from thinkfirst.core import mesh as mesh_lib
+from thinkfirst.models import remat as remat_lib
 from thinkfirst.rl import advantage as advantage_lib
 from thinkfirst.rl import curriculum, objective, optimizer
 from thinkfirst.rl import overlong as overlong_lib
@@ -123,7 +124,7 @@ class Grpo:
     prompts: int = 16
     group: int = 4
     micro_batches: int = 1
-    remat: bool = False
+    remat: remat_lib.Name = "none"
     num_iterations: int = 1
     max_new_tokens: int = 256
     temperature: float = 1.0
@@ -151,6 +152,7 @@ class Grpo:
             raise ValueError(f"Grpo {self.name}: top_p={self.top_p} must lie in (0, 1]")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"Grpo {self.name}: min_p={self.min_p} must lie in [0, 1]")
+        remat_lib.checked(self.remat)
         if self.advantage not in (names := typing.get_args(advantage_lib.Name)):
             raise ValueError(f"Grpo {self.name}: advantage={self.advantage!r} is none of {', '.join(names)}")
         if self.prompts * self.group % self.micro_batches:

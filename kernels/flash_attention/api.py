@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels import placement
 from thinkfirst.kernels import prologue as prologues
-from thinkfirst.kernels.flash_attention import causal, gpu, reference
+from thinkfirst.kernels.flash_attention import causal, gpu, reference, residuals
 from thinkfirst.kernels.flash_attention import window as window_kernel
 
 Backend = Literal["auto", "reference", "tpu", "tpu_interpret", "gpu"]
@@ -51,7 +51,8 @@ def attention(
         if prologue:
             query_BTNH, key_BTKH = prologues.both(prologue, query_BTNH, key_BTKH)
         attend = gpu.attention if triton else reference.attention
-        return attend(query_BTNH, key_BTKH, value_BTKH, segment_BT, **settings)
+        context_BTNH = attend(query_BTNH, key_BTKH, value_BTKH, segment_BT, **settings)
+        return context_BTNH if triton else residuals.context(context_BTNH)
     if backend == "tpu" and placement.platform() != "tpu":
         raise ValueError(f"backend tpu needs a TPU; this is {placement.platform()}")
     operands = query_BTNH, key_BTKH, value_BTKH, segment_BT

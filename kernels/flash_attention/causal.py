@@ -33,7 +33,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels import prologue as prologues
-from thinkfirst.kernels.flash_attention import causal_gradient, causal_operands, causal_plan
+from thinkfirst.kernels.flash_attention import causal_gradient, causal_operands, causal_plan, residuals
 
 Operands = causal_operands.Operands
 Plan = causal_plan.Plan
@@ -212,7 +212,7 @@ def _attention_forward(
     plan: Plan, query: Array, key: Array, value: Array, segment: Array, turn: prologues.Turn | None
 ) -> tuple[Array, tuple]:
     first = plan.first_blocks(segment)
-    context, log_sum = _forward(plan, first, query, key, value, segment, turn)
+    context, log_sum = residuals.named(*_forward(plan, first, query, key, value, segment, turn))
     return context, (first, query, key, value, segment, turn, context, log_sum)
 
 

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
+from thinkfirst.kernels.flash_attention import residuals
+
 WIDTHS = (16, 32, 64, 128, 256)
 
 
@@ -170,14 +172,14 @@ def _attention_fwd(
     segment_BT: Int[Array, "B T"],
     settings: Settings,
 ) -> tuple[Float[Array, "B T N H"], tuple[Array, ...]]:
-    context_BTNH, lse_BTN = _forward(query_BTNH, key_BTKH, value_BTKH, segment_BT, settings)
+    context_BTNH, lse_BTN = residuals.named(*_forward(query_BTNH, key_BTKH, value_BTKH, segment_BT, settings))
     return context_BTNH, (query_BTNH, key_BTKH, value_BTKH, segment_BT, context_BTNH, lse_BTN)
 
 
 def _attention_bwd(
-    settings: Settings, residuals: tuple[Array, ...], upstream_BTNH: Float[Array, "B T N H"]
+    settings: Settings, saved: tuple[Array, ...], upstream_BTNH: Float[Array, "B T N H"]
 ) -> tuple[Array, Array, Array, None]:
-    query_BTNH, key_BTKH, value_BTKH, segment_BT, context_BTNH, lse_BTN = residuals
+    query_BTNH, key_BTKH, value_BTKH, segment_BT, context_BTNH, lse_BTN = saved
     batch, length, heads, _ = query_BTNH.shape
     inner_BTN = (upstream_BTNH.astype(jnp.float32) * context_BTNH.astype(jnp.float32)).sum(axis=3)
     rest = (upstream_BTNH, lse_BTN, inner_BTN)

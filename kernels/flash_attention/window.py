@@ -30,7 +30,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels import prologue as prologues
-from thinkfirst.kernels.flash_attention import window_gradient, window_plan
+from thinkfirst.kernels.flash_attention import residuals, window_gradient, window_plan
 
 AHEAD = 2  # tiles whose products are written before this one's softmax: only then does the compiler overlap them
 
@@ -109,12 +109,12 @@ def _attend(plan: Plan, *arrays: Any) -> Array:
 
 
 def _attend_forward(plan: Plan, *arrays: Any) -> tuple[Array, tuple]:
-    context, lse = _forward(plan, *arrays)
+    context, lse = residuals.named(*_forward(plan, *arrays))
     return context, (*arrays, lse)
 
 
-def _attend_backward(plan: Plan, residuals: tuple, dcontext: Array) -> tuple[Any, ...]:
-    dquery, dkey, dvalue, dturn = window_gradient.gradient(plan, *residuals, dcontext)
+def _attend_backward(plan: Plan, saved: tuple, dcontext: Array) -> tuple[Any, ...]:
+    dquery, dkey, dvalue, dturn = window_gradient.gradient(plan, *saved, dcontext)
     return dquery, dkey, dvalue, None, dturn
 
 

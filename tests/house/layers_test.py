@@ -20,7 +20,7 @@ CALLED_BY = {
     "jax.P": ("core/mesh.py", "core/sharding.py"),
 }
 # What only files whose path begins so may import: nothing that runs may depend on what is counted of it.
-IMPORTED_BY = {"thinkfirst.kernels.cost": ("kernels/cost/", "launch/bench")}
+IMPORTED_BY = {"thinkfirst.kernels.cost": ("kernels/cost/", "rl/plan", "launch/bench", "launch/plan")}
 
 
 def upward(module: source.Module) -> list[str]:

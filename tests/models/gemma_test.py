@@ -14,7 +14,7 @@ import stepwise
 
 import checkpoints
 import tolerance
-from thinkfirst.models import config, gemma
+from thinkfirst.models import config, gemma, remat
 
 LENGTH = 20
 
@@ -116,7 +116,9 @@ def test_rows_share_prompts_in_any_order(case):
     tolerance.assert_close(shared_BTD, one_each[jnp.array([1, 0, 1, 1])])
 
 
-def test_remat_changes_nothing(local):
+@pytest.mark.parametrize("name", remat.NAMES[1:])
+def test_remat_changes_nothing(local, name, monkeypatch):
+    monkeypatch.setattr(remat, "PART", 4)  # the feed-forward in three parts
     model, params = local
     tokens_BT = jnp.arange(12).reshape(1, 12)
 
@@ -127,7 +129,7 @@ def test_remat_changes_nothing(local):
 
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    (plain, gradient), (again, recomputed) = run(remat=False), run(remat=True)
+    (plain, gradient), (again, recomputed) = run(remat="none"), run(remat=name)
     tolerance.assert_close(again, plain)
     jax.tree.map(tolerance.assert_close, recomputed, gradient)
 

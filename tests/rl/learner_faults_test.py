@@ -43,7 +43,7 @@ def experience(num_rows=4, **changes):
 @pytest.fixture(scope="module")
 def step():
     """The compiled step, on two micro-batches, from an optimiser that has taken a step already."""
-    taken = learner.make_step(MODEL, TRANSFORM, objective.LossConfig(beta=0.1), micro_batches=2, remat=False)
+    taken = learner.make_step(MODEL, TRANSFORM, objective.LossConfig(beta=0.1), micro_batches=2, remat="none")
 
     def run(rows, params=PARAMS, factors=None):
         start = (factors or adapter(), TRANSFORM.init(adapter()))

@@ -47,7 +47,7 @@ def update(rows, **settings):
     return after, metrics
 
 
-def taken(rows, *, layout=None, micro_batches=1, remat=False, steps=1, **settings):
+def taken(rows, *, layout=None, micro_batches=1, remat="none", steps=1, **settings):
     """((adapter after, optimiser state with the last gradient), metrics)."""
     transform, model, params, factors = optax.sgd(1.0, momentum=0.0), MODEL, PARAMS, adapter()
     if layout is not None:
@@ -68,7 +68,9 @@ def gap(left, right):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cut", [{"micro_batches": 2}, {"micro_batches": 8}, {"micro_batches": 4, "remat": True}])
+@pytest.mark.parametrize(
+    "cut", [{"micro_batches": 2}, {"micro_batches": 8}, {"micro_batches": 4, "remat": "attention"}]
+)
 def test_micro_batches_and_remat_change_nothing(cut):
     rows = experience()
     whole, parts = update(rows), update(rows, **cut)
@@ -255,7 +257,7 @@ def test_the_stop_token_has_a_gradient():
 def test_reference_is_the_base_with_the_adapter_off():
     """A fresh adapter is the reference: KL exactly 0."""
     transform = optax.sgd(0.0)
-    step = learner.make_step(MODEL, transform, objective.LossConfig(), micro_batches=1, remat=False)
+    step = learner.make_step(MODEL, transform, objective.LossConfig(), micro_batches=1, remat="none")
     fresh = lora.init(MODEL.adapted(), jax.random.key(1), rank=2, alpha=2.0)
     metrics = step(fresh, transform.init(fresh), PARAMS, experience(), jnp.float32(1.0))[2]
     assert float(metrics["kl"]) == 0.0

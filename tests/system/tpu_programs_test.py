@@ -54,7 +54,7 @@ def test_the_grpo_step_takes_the_kernels(make, shape):
     model, params, factors = slices.policy(sizes, devices)
     transform = optax.adam(1e-3)
     state = slices.on(jax.eval_shape(transform.init, factors), sharding.replicated(devices))
-    step = learner.make_step(model, transform, objective.LossConfig(), micro_batches=1, remat=True)
+    step = learner.make_step(model, transform, objective.LossConfig(), micro_batches=1, remat="full")
     temperature = slices.on(jax.ShapeDtypeStruct((), jnp.float32), sharding.replicated(devices))
     compiled = step.lower(factors, state, params, experience(16, devices), temperature).compile()
     text = compiled.as_text()

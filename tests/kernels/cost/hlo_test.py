@@ -43,3 +43,29 @@ def test_a_gather_is_counted_by_its_results():
 
 def test_kernels_are_left_to_their_grids():
     assert "kernel.1" not in hlo.hbm_bytes(TEXT)
+
+
+LOOP = """HloModule jit_f, is_scheduled=true
+
+%body (p: (s32[], f32[64,1024])) -> (s32[], f32[64,1024]) {
+  %p = (s32[], f32[64,1024]{1,0}) parameter(0)
+  %x = f32[64,1024]{1,0} get-tuple-element(%p), index=1
+  %twice = f32[64,1024]{1,0} add(%x, %x)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %next = (s32[], f32[64,1024]{1,0}) tuple(%i, %twice)
+}
+
+ENTRY %main (a: f32[64,1024]) -> f32[64,1024] {
+  %a = f32[64,1024]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[64,1024]{1,0}) tuple(%zero, %a)
+  %loop = (s32[], f32[64,1024]{1,0}) while(%start), body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %out = f32[64,1024]{1,0} get-tuple-element(%loop), index=1
+  ROOT %kernel = f32[64,1024]{1,0} custom-call(%out, %out), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_a_program_moves_what_its_loops_move_as_often_as_they_run():
+    array = 64 * 1024 * 4
+    assert hlo.program_bytes(LOOP) == 5 * 3 * array + 2 * array

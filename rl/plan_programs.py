@@ -1,0 +1,152 @@
+"""The programs of a recipe's stages, lowered for a TPU slice that is not there: no weights, no tokenizer, no data."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from thinkfirst.core import mesh as mesh_lib
+from thinkfirst.core import sharding
+from thinkfirst.models import config as model_config
+from thinkfirst.models import gemma, kv_cache, lora
+from thinkfirst.models import remat as remat_lib
+from thinkfirst.rl import batch, learner, optimizer, rollout_program, scheduler, sft, spread, stages
+
+BUCKET = 128  # of a row's tokens, as the trainer trims them
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A stage's model, parameters, adapter and optimiser state, as shapes laid out on a mesh."""
+
+    model: gemma.Model
+    mesh: Mesh
+    params: Any
+    adapter: Any
+    transform: optax.GradientTransformation
+    opt_state: Any
+
+    @property
+    def shards(self) -> int:
+        return mesh_lib.num_row_shards(self.mesh)
+
+
+def trained(shape: model_config.GemmaConfig, mesh: Mesh, stage: stages.Grpo | stages.Sft) -> Trained:
+    """What the stage trains and what it needs for that."""
+    model = gemma.Model(shape, mesh)
+    shapes, specs = model.shapes(), model.adapted()
+    params = _on(shapes, sharding.parameters(model.letters(), shapes, mesh))
+    make = lambda key: lora.init(specs, key, rank=stage.lora.rank, alpha=stage.lora.alpha)  # noqa: E731
+    factors = jax.eval_shape(make, jax.random.key(0))
+    adapter = _on(factors, sharding.parameters(lora.letters(specs, factors), factors, mesh))
+    transform = optimizer.make(stage.optimizer, stage.steps)
+    layout = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(adapter)}
+    everywhere = sharding.replicated(mesh)
+    state = jax.eval_shape(transform.init, adapter)
+    opt_state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.get(x.shape, everywhere)), state
+    )
+    return Trained(model, mesh, params, adapter, transform, opt_state)
+
+
+def engine_shape(stage: stages.Grpo, subject: Trained, *, prompt: int, lanes: int) -> scheduler.Shape:
+    """What the rollout engine compiles for when every prompt is as long as it may be."""
+    placed = spread.Spread.of(stage.prompts, stage.group, subject.shards)
+    most = int(placed.counts.max())
+    rooms = kv_cache.Rooms(prompt, stage.max_new_tokens)
+    return scheduler.shape_of(most, most * stage.group, lanes=lanes, rooms=rooms, truncated=_truncated(stage))
+
+
+def rollout(subject: Trained, shape: scheduler.Shape) -> Any:
+    """The engine's program, lowered."""
+    programs = rollout_program.Programs(subject.model, subject.mesh)
+    return programs.lower(shape, subject.params, subject.adapter)
+
+
+def scoring(stage: stages.Grpo, subject: Trained, *, rows: int, prompt: int) -> Any:
+    """Log-probs of all completions of a step, in the stage's micro-batches of `rows` rows a device, traced."""
+    score: Any = learner.make_scorer(subject.model, micro_batches=stage.micro_batches)
+    given = experience(stage, subject, rows * subject.shards * stage.micro_batches, prompt)
+    return score.trace(subject.adapter, subject.params, given, _temperature(subject.mesh))
+
+
+def update(
+    stage: stages.Grpo, subject: Trained, *, rows: int, prompt: int, remat: remat_lib.Name, micro_batches: int = 1
+) -> Any:
+    """The GRPO step with micro-batches of `rows` rows a device, traced."""
+    step: Any = learner.make_step(
+        subject.model, subject.transform, stage.loss, micro_batches=micro_batches, remat=remat
+    )
+    given = experience(stage, subject, rows * subject.shards * micro_batches, prompt)
+    return step.trace(subject.adapter, subject.opt_state, subject.params, given, _temperature(subject.mesh))
+
+
+def imitation(stage: stages.Sft, subject: Trained) -> Any:
+    """The SFT step, traced."""
+    integers = lambda *sizes: np.zeros(sizes, np.int32)  # noqa: E731
+    rows = batch.Sequences(
+        integers(stage.batch_size, stage.num_tokens), integers(stage.batch_size), integers(stage.batch_size)
+    )
+    given = _on(rows, sharding.rows(subject.mesh))
+    step: Any = sft.make_step(subject.model, subject.transform, micro_batches=stage.micro_batches)
+    return step.trace(subject.adapter, subject.opt_state, subject.params, given)
+
+
+def kept_bytes(stage: stages.Grpo, subject: Trained, *, rows: int, prompt: int, remat: remat_lib.Name) -> int:
+    """Bytes a device keeps of the forward pass for the gradient, by tracing one period of layers."""
+    shape = subject.model.config
+    period = len(shape.pattern)
+    model = gemma.Model(dataclasses.replace(shape, num_layers=period), subject.mesh)
+    specs = model.adapted()
+    adapter = jax.eval_shape(lambda key: lora.init(specs, key, rank=stage.lora.rank, alpha=1.0), jax.random.key(0))
+    tokens_BT = jax.ShapeDtypeStruct((rows * subject.shards, _width(stage, prompt)), jnp.int32)
+
+    def residuals(adapter: Any, params: Any, tokens_BT: jax.Array) -> Any:
+        segment_BT = jnp.ones_like(tokens_BT)
+        return jax.vjp(
+            lambda a: model.hidden(params, tokens_BT, segment_BT=segment_BT, adapter=a, remat=remat), adapter
+        )[1]
+
+    kept = jax.eval_shape(residuals, adapter, model.shapes(), tokens_BT)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    return size * shape.num_layers // period // subject.shards
+
+
+def experience(stage: stages.Grpo, subject: Trained, rows: int, prompt: int) -> batch.Experience:
+    """Rows of the longest prompts and completions, as shapes."""
+    length_B = np.ones(rows, np.int32)
+    completion_BT = np.zeros((rows, stage.max_new_tokens), np.float32)
+    found = batch.Experience(
+        tokens_BT=np.zeros((rows, _width(stage, prompt)), np.int32),
+        prompt_length_B=length_B,
+        completion_BT=completion_BT.astype(np.int32),
+        completion_length_B=length_B,
+        old_logp_BT=completion_BT,
+        floor_BT=completion_BT if _truncated(stage) else None,
+        advantage_B=length_B.astype(np.float32),
+    )
+    return _on(found, sharding.rows(subject.mesh))
+
+
+def _width(stage: stages.Grpo, prompt: int) -> int:
+    return -(-(prompt + stage.max_new_tokens) // BUCKET) * BUCKET
+
+
+def _truncated(stage: stages.Grpo) -> bool:
+    return stage.top_k > 0 or stage.top_p < 1 or stage.min_p > 0
+
+
+def _temperature(mesh: Mesh) -> Any:
+    return _on(jax.ShapeDtypeStruct((), jnp.float32), sharding.replicated(mesh))
+
+
+def _on(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes, each with its sharding (one for all, or a tree of them)."""
+    place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda leaf: place(leaf, shardings), shapes)
+    return jax.tree.map(place, shapes, shardings)

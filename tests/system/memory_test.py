@@ -1,0 +1,56 @@
+"""What the GRPO step of Gemma 3 1B takes, at the rows and the rank that the whole model is measured with."""
+
+import dataclasses
+
+import jax
+import pytest
+import slices
+
+from thinkfirst.kernels.cost import chips, flops
+from thinkfirst.launch import plan as plan_program
+from thinkfirst.launch import recipes
+from thinkfirst.models import config
+from thinkfirst.rl import plan, plan_programs
+
+LAYERS = 2
+PROMPT = 256
+
+
+@pytest.fixture
+def quick_compiler():
+    """The compiler as `thinkfirst-plan` asks it."""
+    jax.config.update("jax_exec_time_optimization_effort", plan_program.EFFORT)
+    yield
+    jax.config.update("jax_exec_time_optimization_effort", 0.0)
+
+
+def trained(*, num_layers):
+    """(stage, model and what it trains): rows of 256 + 768 tokens, rank 64 on all projections."""
+    (stage,) = [stage for stage in recipes.show_work_gemma3_1b().stages if stage.name == "grpo"]
+    stage = dataclasses.replace(stage, lora=dataclasses.replace(stage.lora, rank=64))
+    shape = dataclasses.replace(config.gemma3_1b(), num_layers=num_layers)
+    return stage, plan_programs.trained(shape, slices.layout("v5e:2x4"), stage)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the TPU compiler takes its time
+def test_a_row_takes_little_memory(quick_compiler):
+    stage, subject = trained(num_layers=LAYERS)
+    traced = plan_programs.update(stage, subject, rows=32, prompt=PROMPT, remat="full")
+    found = plan.compiled(traced, chips.ROOFS["v5e"], window=512, devices=8)
+    assert found.fits
+    stream = 1024 * subject.model.config.width * 2
+    # what is left after each layer's input is what the gradient of one layer, or of the log-probs, has alive
+    assert found.temporary_bytes / 32 - LAYERS * stream < 45e6
+    assert found.argument_bytes < 1e9
+
+
+@pytest.mark.slow
+def test_at_sixteen_rows_little_is_computed_again():
+    stage, subject = trained(num_layers=26)
+
+    def count(remat):
+        traced = plan_programs.update(stage, subject, rows=16, prompt=PROMPT, remat=remat)
+        return flops.count(traced.jaxpr.jaxpr, window=512)
+
+    assert count("gate") < 1.15 * count("none")
