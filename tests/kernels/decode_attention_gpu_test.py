@@ -13,7 +13,7 @@ BOUND = {"float32": 2e-6, "bfloat16": 8e-3}  # rounded: weights, result
 @pytest.mark.slow
 def test_equals_the_reference_under_the_interpreter():
     rows = triton_program.run("decode_attention.py", "parity")
-    assert len(rows) == 16
+    assert len(rows) == 10
     for row in rows:
         assert row["context"] <= BOUND[row["dtype"]], row
         assert row["same_cache"], row

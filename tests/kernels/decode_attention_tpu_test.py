@@ -243,6 +243,7 @@ def _compiled(function, operands):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chip", ["v5e:2x2"], indirect=True)
 @pytest.mark.parametrize("name", cases.CASES)
 def test_the_cases_compile(chip, name):
     function, operands = cases.CASES[name]()
@@ -258,10 +259,20 @@ def _cache(coded, *shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("coded", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads", "soft_cap"), [(4, 1, 0.0), (8, 4, 50.0)])
-def test_128_slots_of_1280_tokens_compile(chip, heads, kv_heads, soft_cap, coded):
+def test_128_slots_of_1280_tokens_compile(chip, heads, kv_heads, soft_cap):
     """Gemma 3 1B and Gemma 2 2B: prompts of 256, own tokens up to 1,024; then a ring of 512, all lengths as data."""
+    compile_slots(chip, heads, kv_heads, soft_cap, coded=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["v5e:2x2"], indirect=True)
+@pytest.mark.parametrize(("heads", "kv_heads", "soft_cap"), [(4, 1, 0.0), (8, 4, 50.0)])
+def test_128_slots_of_8_bits_compile(chip, heads, kv_heads, soft_cap):
+    compile_slots(chip, heads, kv_heads, soft_cap, coded=True)
+
+
+def compile_slots(chip, heads, kv_heads, soft_cap, *, coded):
     own, ring, prompt = (
         (_cache(coded, 2, rows, slots, kv_heads),) * 2 for rows, slots in ((128, 1024), (128, 512), (16, 256))
     )
@@ -281,6 +292,7 @@ def test_128_slots_of_1280_tokens_compile(chip, heads, kv_heads, soft_cap, coded
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chip", ["v5e:2x2"], indirect=True)
 def test_no_layer_is_copied_out_of_the_stack(chip):
     """Tokens in a loop, layers in a scan, caches carried: less is set aside than one layer of one cache."""
     layers, rows, slots = 3, 16, 512

@@ -32,7 +32,7 @@ def report(case, dtype, found, exact):
 
 
 def compare(slots, heads, groups, position, *, window=0, soft_cap=0.0, dtype="float32", width=16):
-    """One layer of a stack, which is written first, and the same cache once it is written."""
+    """One layer of a stack, which is written first."""
     rng = np.random.default_rng(slots)
     batch = len(position)
     query = random(rng, batch, heads, width, dtype=dtype)
@@ -46,9 +46,6 @@ def compare(slots, heads, groups, position, *, window=0, soft_cap=0.0, dtype="fl
     exact, kept = jax.jit(functools.partial(append, backend="reference"))(*widened((query, new, ring)), *rest)
     case = f"S={slots} {heads}:{groups} positions {position} window={window} cap={soft_cap}"
     report(case, dtype, (found, *cache), (exact, *kept))
-    attend = functools.partial(api.attention, **settings, backend="gpu")
-    again = jax.jit(attend)(query, *(np.asarray(stack)[1] for stack in cache), position_B)
-    report(f"{case}, written before", dtype, (again,), (exact,))
 
 
 def compare_grouped(tokens, slots, heads, groups, rows, *, window=0, soft_cap=0.0, dtype="float32", width=16):
