@@ -24,14 +24,6 @@ from thinkfirst.models import config as model_config
 from thinkfirst.models import weights
 from thinkfirst.rl import batch, plan, plan_programs, stages
 
-# No TPU is looked for, here or in the cloud; another process may use the compiler too.
-ALONE = {
-    "JAX_PLATFORMS": "cpu",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
 EFFORT = -1.0  # of the compiler: a quarter of the time for some per cent more memory
 
 
@@ -199,7 +191,7 @@ def _say(text: str) -> None:
 
 def cli() -> None:
     """Console script."""
-    for name, value in ALONE.items():
+    for name, value in chips.ALONE.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_exec_time_optimization_effort", EFFORT)

@@ -188,7 +188,7 @@ def show_work_gemma3_1b() -> stages.RunConfig:
 
 
 def think_first_gemma2_2b() -> stages.RunConfig:
-    """Gemma 2 2B thinks first: the GRPO of the second pipeline, on one TPU v5e-8.
+    """The sizes of Gemma 2 2B's GRPO in the second pipeline, for `plan`; its format and rewards are still show_work's.
 
     thinkfirst-train --recipe=think_first_gemma2_2b --set checkpoint=... --set data.train=... --set data.eval=...
     """

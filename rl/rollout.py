@@ -63,9 +63,8 @@ class Engine:
         self.room, self.lanes, self.int8 = room, lanes, int8
         self.metrics: dict[str, float] = {}
         self._mesh, self._shards = mesh, mesh_lib.num_row_shards(mesh)
-        padded = np.full(-(-max(1, len(stop_ids)) // STOP_IDS) * STOP_IDS, -1, np.int32)
-        padded[: len(stop_ids)] = stop_ids
-        self._stop_ids = padded
+        self._stop_ids = np.full(-(-max(1, len(stop_ids)) // STOP_IDS) * STOP_IDS, -1, np.int32)
+        self._stop_ids[: len(stop_ids)] = stop_ids
         self._programs = rollout_program.Programs(model, mesh)
         self._caches: tuple[Any, scheduler.Caches] | None = None
         self._calls: dict[scheduler.Shape, int] = {}
@@ -167,15 +166,14 @@ class Engine:
     def _held(self, shape: scheduler.Shape) -> scheduler.Caches:
         """The caches of the last call if they fit, else new ones."""
         held, self._caches = self._caches, None
-        key = (shape.lanes, shape.prefilled, shape.resident, shape.rooms)
-        if held is not None and held[0] == key:
+        if held is not None and held[0] == shape.of_caches:
             return held[1]
         del held
         return self._programs.empty(shape)()
 
     def _keep(self, shape: scheduler.Shape, caches: scheduler.Caches, *, sound: bool) -> None:
         """Keeps the caches for the next call, but not those that may hold a NaN: masked, it would still spread."""
-        self._caches = ((shape.lanes, shape.prefilled, shape.resident, shape.rooms), caches) if sound else None
+        self._caches = (shape.of_caches, caches) if sound else None
 
     def _shares(
         self,

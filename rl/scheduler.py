@@ -42,6 +42,11 @@ class Shape:
     rooms: kv_cache.Rooms
     truncated: bool
 
+    @property
+    def of_caches(self) -> tuple[int, int, int, kv_cache.Rooms]:
+        """What the sizes of the caches depend on."""
+        return self.lanes, self.prefilled, self.resident, self.rooms
+
 
 def shape_of(prompts: int, rows: int, *, lanes: int, rooms: kv_cache.Rooms, truncated: bool) -> Shape:
     """The bucket for so many prompts and rows.

@@ -6,6 +6,16 @@ v6e.
 
 import dataclasses
 
+# The environment of a process that compiles for chips which are not there: no TPU is looked for, on this machine or in
+# the cloud, and several such processes may run at once.
+ALONE = {
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:

@@ -26,16 +26,8 @@ CHILD = "thinkfirst.kernels.cost.child"
 ALL_IN_HBM = "--xla_vf_vmem_memory_space_assignment=false --xla_gf_vmem_memory_space_assignment=false"
 # Of all that libtpu can dump, the report on VMEM alone: the whole is half a gigabyte for an attention kernel.
 REPORT_ONLY = "--xla_jf_dump_llo_pass_label_regex=vmem_report --xla_jf_dump_hlo_text=false"
-# No TPU is looked for, on this machine or in the cloud; several such processes may run at once; nothing is taken from a
-# cache, for only what is compiled is profiled.
-ALONE = {
-    "JAX_ENABLE_COMPILATION_CACHE": "false",
-    "JAX_PLATFORMS": "cpu",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
+# Nothing is taken from a cache, for only what is compiled is profiled.
+ALONE = {**chips.ALONE, "JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 class Unavailable(RuntimeError):

@@ -31,9 +31,7 @@ class RewardWeights:
     verbosity: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, weight in dataclasses.asdict(self).items():
-            if not math.isfinite(weight) or weight < 0:
-                raise ValueError(f"reward weight {name} must be finite and not negative, not {weight}")
+        reward.check_weights(dataclasses.asdict(self))
 
 
 Graded = reward.Graded

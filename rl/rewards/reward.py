@@ -5,6 +5,7 @@ keeps the sample out of its group's baseline and out of the update (`known_PG` i
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
@@ -30,6 +31,13 @@ class Reward(Protocol):
     """The reward of one completion.  `step` counts from 1; `phase` is the name of the curriculum's."""
 
     def __call__(self, completion: batch.Completion, problem: batch.Problem, *, step: int, phase: str) -> Graded: ...
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """ValueError for the first weight that is not a finite number of at least 0."""
+    for name, weight in weights.items():
+        if not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"reward weight {name} must be finite and not negative, not {weight}")
 
 
 def has_tokens(completion: batch.Completion) -> bool:

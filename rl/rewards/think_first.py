@@ -17,7 +17,6 @@ for its looks, and its sample takes no part in the update.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 
 from thinkfirst.rl import batch
@@ -38,9 +37,7 @@ class Weights:
     verbosity: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, weight in dataclasses.asdict(self).items():
-            if not math.isfinite(weight) or weight < 0:
-                raise ValueError(f"reward weight {name} must be finite and not negative, not {weight}")
+        reward.check_weights(dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
