@@ -19,6 +19,10 @@ _CACHE = pathlib.Path(__file__).resolve().parents[1] / ".build" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))  # a second run, or a resumed one, compiles nothing
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # two pytest workers may both ask the TPU compiler
+if os.environ["JAX_PLATFORMS"] == "cpu":  # which then looks for no TPU, on this machine or in the cloud
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 

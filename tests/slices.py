@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import pytest
 
 from thinkfirst.core import mesh, sharding
 from thinkfirst.models import gemma, lora
@@ -12,6 +13,17 @@ from thinkfirst.models import gemma, lora
 def layout(topology, *, data=-1, fsdp=1, tensor=1):
     """A mesh over the devices of a slice, e.g. "v5e:2x4"."""
     return mesh.make(mesh.MeshConfig(data=data, fsdp=fsdp, tensor=tensor), mesh.described(topology))
+
+
+def single(topology):
+    """The layout of arrays on the first device of a slice."""
+    return jax.sharding.SingleDeviceSharding(mesh.described(topology)[0])
+
+
+def compiled(topology, function, shapes):
+    """The executable that the TPU's own compiler makes of a function for one device of a slice."""
+    pytest.importorskip("libtpu", reason="left out: compiling for TPUs; pip install libtpu")
+    return jax.jit(function).lower(*on(list(shapes), single(topology))).compile()
 
 
 def on(shapes, shardings):

@@ -1,13 +1,13 @@
 """The TPU kernel of decoding: equal to the reference in interpret mode, and accepted by the real compiler."""
 
 import importlib.util
-import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import slices
 import tolerance
 from thinkfirst.kernels.decode_attention import api, cases, plans, quantised, reference, tpu
 
@@ -228,14 +228,8 @@ def chip(request):
     """Puts shapes on a compile-only device."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: nothing is compiled for a TPU")
-    from jax.experimental import topologies
-
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for name, value in {**quiet, "TPU_ACCELERATOR_TYPE": "v5litepod-8"}.items():
-        os.environ.setdefault(name, value)
-    device = topologies.get_topology_desc(platform="tpu", topology_name=request.param).devices[0]
-    layout = jax.sharding.SingleDeviceSharding(device)
-    return lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree)
+    layout = slices.single(request.param)
+    return lambda tree: slices.on(tree, layout)
 
 
 def _compiled(function, operands):

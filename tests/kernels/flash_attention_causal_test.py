@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
+import slices
 import tolerance
 from thinkfirst.kernels.flash_attention import cases_causal, causal, causal_plan, reference
 
@@ -154,17 +154,7 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize("shape", ["GEMMA_3_1B", "GEMMA_2_2B"])
 def test_compiles_for_a_tpu_without_partial_sums_in_memory(topology, shape, monkeypatch):
     monkeypatch.setattr(causal_plan, "BLOCKS", (512, 256, 128))
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }.items():
-        monkeypatch.setenv(name, value)
-    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     on_chip = {"vmem": 2**24} if topology.startswith("v4") else {}
     function, operands = cases_causal.backward(*getattr(cases_causal, shape), batch=8, **on_chip)
-    placed = [
-        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(device)) for x in operands
-    ]
-    compiled = jax.jit(function).lower(*placed).compile()
+    compiled = slices.compiled(topology, function, operands)
     assert compiled.memory_analysis().temp_size_in_bytes <= 20 * 2**20

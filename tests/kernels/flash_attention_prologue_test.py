@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
+import slices
 import tolerance
 from thinkfirst.kernels import prologue as prologues
 from thinkfirst.kernels.flash_attention import api, cases_causal, cases_window, causal, causal_plan, reference, window
@@ -148,16 +148,9 @@ TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6
 
 
 def compiled(chip, function, shapes, monkeypatch):
-    """The executable that the TPU's own compiler makes, with no TPU."""
-    pytest.importorskip("libtpu", reason="left out: compiling for TPUs; pip install libtpu")
+    """The executable for a chip, with the blocks that real shapes take."""
     monkeypatch.setattr(causal_plan, "BLOCKS", (512, 256, 128))
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in shapes]
-    return jax.jit(function).lower(*shapes).compile()
+    return slices.compiled(TOPOLOGIES[chip], function, shapes)
 
 
 @pytest.mark.slow

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
+import slices
 import tolerance
 from thinkfirst.kernels.flash_attention import cases_window, reference, window
 
@@ -121,22 +121,10 @@ def test_what_does_not_fit_is_refused():
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6e:2x4"}
 
 
-def compiled(chip, function, shapes, monkeypatch):
-    """The executable that the TPU's own compiler makes, with no TPU."""
-    pytest.importorskip("libtpu", reason="left out: compiling for TPUs; pip install libtpu")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in shapes]
-    return jax.jit(function).lower(*shapes).compile()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v4", "v5p", "v6e"])  # v5e is below, with its memory
 def test_compiles_for_gemma_3_1b(chip, monkeypatch):
-    compiled(chip, *cases_window.forward_and_backward(), monkeypatch)
+    slices.compiled(TOPOLOGIES[chip], *cases_window.forward_and_backward())
 
 
 @pytest.mark.slow
@@ -159,11 +147,11 @@ def test_compiles(*, chip, length, heads, groups, width, span, soft_cap, dtype, 
             query, key, value
         )
 
-    compiled(chip, gradients, (query, key, key, segment), monkeypatch)
+    slices.compiled(TOPOLOGIES[chip], gradients, (query, key, key, segment))
 
 
 @pytest.mark.slow
 def test_no_large_array_besides_the_results(monkeypatch):
-    memory = compiled("v5e", *cases_window.forward_and_backward(batch=8), monkeypatch).memory_analysis()
+    memory = slices.compiled(TOPOLOGIES["v5e"], *cases_window.forward_and_backward(batch=8)).memory_analysis()
     assert memory.temp_size_in_bytes <= 2**20
     assert memory.peak_memory_in_bytes - memory.argument_size_in_bytes - memory.output_size_in_bytes <= 2**20

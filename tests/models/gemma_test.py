@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import stepwise
 
 import checkpoints
+import stepwise
 import tolerance
 from thinkfirst.models import config, gemma, remat
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import stepwise
 from flax import nnx
 
+import stepwise
 import tolerance
 from thinkfirst.core import mesh, sharding
 from thinkfirst.models import gemma, hf_config, layers, layout, lora

@@ -5,10 +5,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import naive
 import numpy as np
 import pytest
 
+import naive
 from thinkfirst.core import mesh, sharding
 from thinkfirst.models import config, gemma, lora
 from thinkfirst.rl import batch, learner, rollout, stopping

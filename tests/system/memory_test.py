@@ -4,8 +4,8 @@ import dataclasses
 
 import jax
 import pytest
-import slices
 
+import slices
 from thinkfirst.kernels.cost import chips, flops
 from thinkfirst.launch import plan as plan_program
 from thinkfirst.launch import recipes

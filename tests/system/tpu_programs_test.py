@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import slices
 
+import slices
 from thinkfirst.core import sharding
 from thinkfirst.models import config, gemma, kv_cache
 from thinkfirst.rl import batch, learner, objective, rollout_program, scheduler
