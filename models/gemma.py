@@ -80,7 +80,9 @@ class Model:
 
     def __init__(self, config: model_config.GemmaConfig, mesh: Mesh | None = None) -> None:
         self.config, self.mesh = config, mesh
-        self._graph = nnx.graphdef(nnx.eval_shape(lambda: Gemma(config, rngs=nnx.Rngs(0))))
+        module = nnx.eval_shape(lambda: Gemma(config, rngs=nnx.Rngs(0)))
+        parts = ["final_norm", *(f"stack_{i}" for i in range(len(config.stacks)))]
+        self._graphs = {name: nnx.graphdef(getattr(module, name)) for name in parts}
 
     def init(self, seed: int) -> Params:
         """Random parameters."""
@@ -89,6 +91,17 @@ class Model:
     def shapes(self) -> Params:
         """The tree of parameters as jax.ShapeDtypeStruct."""
         return jax.eval_shape(lambda: self.init(0))
+
+    def unstacked(self, params: Params) -> Params:
+        """The same parameters, each stack a tuple of its periods; the functions below take either.
+
+        For a loop on a CPU: XLA would copy every layer out of its stack there, turn after turn.
+        """
+        of_stacks = {
+            f"stack_{i}": tuple(_at(params[f"stack_{i}"], index) for index in range(repeats))
+            for i, (_, repeats) in enumerate(self.config.stacks)
+        }
+        return {**params, **of_stacks}
 
     def adapted(self) -> lora.Specs:
         """Path -> (einsum, stacked shape) of every weight an adapter is put on."""
@@ -261,20 +274,29 @@ class Model:
         remat: remat_lib.Name = "none",
     ) -> tuple[jax.Array, Any]:
         """Embed, walk every stack, normalise."""
-        module, factors = nnx.merge(self._graph, params), lora.scaled(adapter)
-        x_BTD = module.embedding[...][tokens_BT].astype(self.config.dtype)
+        factors = lora.scaled(adapter)
+        x_BTD = params["embedding"][tokens_BT].astype(self.config.dtype)
         x_BTD = x_BTD * jnp.asarray(self.config.width**0.5, x_BTD.dtype)
         rings: dict[str, Any] = dict(cache or {})
         turns = self._turns(position_BT)
         for i, (kinds, repeats) in enumerate(self.config.stacks):
             name = f"stack_{i}"
-            graph, state = nnx.split(getattr(module, name))
             step = functools.partial(
-                _period_step, graph=graph, stack=(name, kinds), turns=turns, attend=attend, remat=remat
+                _period_step, graph=self._graphs[name], stack=(name, kinds), turns=turns, attend=attend, remat=remat
             )
-            xs = (jnp.arange(repeats), nnx.to_pure_dict(state), factors.get(name, {}))
-            (x_BTD, rings[name]), _ = jax.lax.scan(step, (x_BTD, rings.get(name)), xs)
-        return module.final_norm(x_BTD), rings
+            carry, of_periods = (x_BTD, rings.get(name)), params[name]
+            if isinstance(of_periods, tuple):
+                for index, period in enumerate(of_periods):
+                    carry, _ = step(carry, (jnp.int32(index), period, _at(factors.get(name, {}), index)))
+            else:
+                carry, _ = jax.lax.scan(step, carry, (jnp.arange(repeats), of_periods, factors.get(name, {})))
+            x_BTD, rings[name] = carry
+        return nnx.merge(self._graphs["final_norm"], params["final_norm"])(x_BTD), rings
+
+
+def _at(stack: Any, index: int) -> Any:
+    """One period's arrays of a stack's."""
+    return jax.tree.map(lambda leaf: leaf[index], stack)
 
 
 def _period_step(

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from thinkfirst.kernels import placement
 from thinkfirst.models import gemma, kv_cache, lora
 from thinkfirst.rl import batch
 
@@ -202,13 +203,15 @@ class Program:
         ended_E = ended_B[jnp.minimum(state.lanes.row_E, self.shape.rows - 1)]
         state = self._release(state, ended_E & self._live(state))
         last = state.counts.turns[0] + self.call.turns
+        once_laid_out = self.model.unstacked(self.params) if placement.platform() == "cpu" else self.params
+        loop = dataclasses.replace(self, params=once_laid_out)
 
         def unfinished(state: State) -> Bool[Array, ""]:
             waiting = state.counts.started[0] < self.queue.num_rows
             return (state.counts.turns[0] < last) & (waiting | self._live(state).any())
 
         def body(state: State) -> State:
-            return self._turn(jax.lax.while_loop(self._can_start, self._start, state))
+            return loop._turn(jax.lax.while_loop(loop._can_start, loop._start, state))
 
         return jax.lax.while_loop(unfinished, body, state)
 
