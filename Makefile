@@ -90,9 +90,9 @@ build-file:
 
 # The oracles: other people's Gemmas, each in an environment of its own.
 MAKERS_hf := make_transformers make_checkpoints make_peft
-MAKERS_tunix := make_tunix
+MAKERS_tunix := make_tunix make_tunix_step
 COMPARED_hf := tests/models/gemma_transformers_test.py tests/models/lora_peft_test.py
-COMPARED_tunix := tests/models/gemma_tunix_test.py
+COMPARED_tunix := tests/models/gemma_tunix_test.py tests/rl/trainer_tunix_test.py
 GOLDEN ?= tests/golden
 
 golden: golden-hf golden-tunix

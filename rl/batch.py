@@ -208,3 +208,8 @@ def experience(
         floor_BT=rollout.floor_BT if truncated else None,
         advantage_B=np.asarray(advantage_B, np.float32),
     )
+
+
+def without_stop(rows: Experience, stopped_B: Bool[np.ndarray, "B"]) -> Experience:
+    """Rows whose stop token is neither learnt nor counted: the policy is never told to end, nor not to."""
+    return dataclasses.replace(rows, completion_length_B=np.asarray(rows.completion_length_B) - stopped_B)

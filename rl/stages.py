@@ -109,7 +109,8 @@ class Grpo:
 
     A step samples once and updates `num_iterations` times on what it sampled.  With `refill_tokens` above 0, groups
     whose rewards are all equal are dropped and others sampled in their place, until there are `prompts` or so many
-    tokens were sampled in the step (rl/refill.py).
+    tokens were sampled in the step (rl/refill.py).  Without `learn_stop` a completion's stop token has no part in the
+    loss, as in Tunix.
     `user_rewards` are functions of the user's own, "module:function" or "0.1*module:function", that are added to the
     pipeline's; each has `user_reward_seconds` for the samples of a step (rl/rewards/user.py).
     """
@@ -132,6 +133,7 @@ class Grpo:
     top_p: float = 1.0
     min_p: float = 0.0
     advantage: advantage_lib.Name = "grpo"
+    learn_stop: bool = True
     overlong: overlong_lib.OverlongConfig = dataclasses.field(default_factory=overlong_lib.OverlongConfig)
     refill_tokens: int = 0
     user_rewards: tuple[str, ...] = ()

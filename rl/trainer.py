@@ -128,7 +128,10 @@ def experience(
     advantage_B = np.zeros(stage.prompts * stage.group, np.float32)
     advantage_B[: advantage_PG.size] = advantage_PG.reshape(-1)
     rows = trimmed(batch.experience(prompts, rollout, advantage_B, truncated=truncated))
-    return overlong.filtered(rows, np.asarray(rollout.stopped_B)) if stage.overlong.drop else rows
+    stopped_B = np.asarray(rollout.stopped_B)
+    if stage.overlong.drop:
+        rows = overlong.filtered(rows, stopped_B)
+    return rows if stage.learn_stop else batch.without_stop(rows, stopped_B)
 
 
 def _make_updates(

@@ -78,7 +78,7 @@ def models() -> dict[str, nnx.Module]:
     }
 
 
-def randomize(model: nnx.Module, kind: type, seed: int) -> None:
+def randomize(model: nnx.Module, kind: type, seed: int, *, most: float = 0.4) -> None:
     """Random weights in place: in a fresh model the feed-forward, the norms and every B are zero."""
     leaves, tree = jax.tree.flatten_with_path(nnx.state(model, kind))
     rng = np.random.default_rng(seed)
@@ -86,7 +86,7 @@ def randomize(model: nnx.Module, kind: type, seed: int) -> None:
     for path, leaf in leaves:
         # A faint embedding and a loud last norm: what follows a token is not that token again, and soft caps bite.
         name = jax.tree_util.keystr(path)
-        spread = 0.3 if "input_embedding" in name else 0.4
+        spread = 0.3 if "input_embedding" in name else most
         weight = spread * rng.standard_normal(leaf.shape) + ("final_norm" in name)
         drawn.append(jnp.asarray(weight, jnp.float32))
     nnx.update(model, jax.tree.unflatten(tree, drawn))

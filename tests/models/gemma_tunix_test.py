@@ -5,7 +5,6 @@ The golden files come from tests/golden/make_tunix.py; `make parity` makes other
 
 import os
 import pathlib
-import re
 import types
 
 import jax
@@ -15,97 +14,28 @@ import pytest
 
 import stepwise
 import tolerance
+import tunix_names
 from thinkfirst.kernels.token_logprob import api as token_logprob
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
-from thinkfirst.models import config, gemma, layout, lora
+from thinkfirst.models import gemma, lora
 
 pytestmark = pytest.mark.slow
 GOLDEN = pathlib.Path(os.environ.get("THINKFIRST_GOLDEN", pathlib.Path(__file__).resolve().parents[1] / "golden"))
 LOGITS, GRADIENT = 2e-5, 1e-4  # largest difference, as a part of the largest value
 TEMPERATURE = 0.7
-SIZES = {
-    "vocab_size": 40,
-    "width": 12,
-    "ff_width": 10,
-    "num_heads": 4,
-    "head_dim": 8,
-    "window": 6,
-    "query_scalar": 8,  # Tunix knows no other than head_dim
-    "dtype": "float32",
-}
-CONFIGS = {
-    "tunix_gemma2": config.GemmaConfig(
-        **SIZES,
-        generation=2,
-        num_layers=3,
-        num_kv_heads=2,
-        pattern=config.GEMMA2_PATTERN,
-        attention_soft_cap=5.0,
-        final_soft_cap=6.0,
-    ),
-    "tunix_gemma3": config.GemmaConfig(
-        **SIZES,
-        generation=3,
-        num_layers=7,
-        num_kv_heads=1,
-        pattern=config.GEMMA3_PATTERN,
-        global_rope_base=1_000_000.0,
-        global_rope_factor=8.0,
-    ),
-}
-# Our weight -> Qwix's name of it and, where two of ours are one of its, the place in B.
-QWIX = {
-    "query": ("attn.q_einsum.w", None),
-    "key": ("attn.kv_einsum.w", 0),
-    "value": ("attn.kv_einsum.w", 1),
-    "output": ("attn.attn_vec_einsum.w", None),
-    "gate": ("mlp.gate_proj.kernel", None),
-    "up": ("mlp.up_proj.kernel", None),
-    "down": ("mlp.down_proj.kernel", None),
-}
+SCALE = 8.0 / 4
 
 
-def leaves(model):
-    gating = model.config.generation == 3
-    return layout.flax(model.config, model.letters(), transposed_gating=gating)
-
-
-def load(model, tensors):
-    """Parameters from Flax-named tensors."""
-    params, size = {}, layout.sizes(model.config)
-    for leaf in leaves(model):
-        rows = [
-            tensors[stored.name] if stored.part is None else tensors[stored.name][stored.part] for stored in leaf.stored
-        ]
-        rows = [
-            layout.to_ours(row, stored.axes, leaf.letters, size) for row, stored in zip(rows, leaf.stored, strict=True)
-        ]
-        layout.put(params, leaf.path, jnp.asarray(np.stack(rows) if leaf.stacked else rows[0]))
-    return params
-
-
-def adapter(model, factors):
-    """Qwix's factors, of all layers in one array, as an adapter of ours."""
-    tree, adapted = {}, model.adapted()
-    for leaf in leaves(model):
-        if leaf.path[:-1] in adapted:
-            name, part = QWIX[leaf.path[-2]]
-            layers = np.array([int(re.search(r"layer_(\d+)", stored.name)[1]) for stored in leaf.stored])
-            a, b = (factors[f"{{}}.{name}_lora_{half}"][layers] for half in "ab")
-            layout.put(tree, leaf.path[:-1], {"a": a, "b": b if part is None else b[:, :, part]})
-    return lora.Adapter(factors=tree, scale=8.0 / 4)
-
-
-@pytest.fixture(scope="module", params=list(CONFIGS))
+@pytest.fixture(scope="module", params=list(tunix_names.CONFIGS))
 def case(request):
     """Tunix's weights in our tree, Qwix's factors, and what they computed."""
-    model, held = gemma.Model(CONFIGS[request.param]), dict(np.load(GOLDEN / f"{request.param}.npz"))
-    stacks = {name: array for name, array in held.items() if name.startswith("transformer/")}
-    tensors = {name: array for name, array in stacks.items() if "{}" not in name}
-    for name in stacks.keys() - tensors.keys():
-        tensors |= {name.format(layer): row for layer, row in enumerate(stacks[name])}
-    factors = {name.removeprefix("lora/"): jnp.asarray(held[name]) for name in held if name.startswith("lora/")}
-    return types.SimpleNamespace(model=model, params=load(model, tensors), factors=factors, golden=held)
+    model, held = gemma.Model(tunix_names.CONFIGS[request.param]), dict(np.load(GOLDEN / f"{request.param}.npz"))
+    params, factors = tunix_names.params(model, held), tunix_names.factors(held, "lora")
+    return types.SimpleNamespace(model=model, params=params, factors=factors, golden=held)
+
+
+def adapter(case, factors):
+    return tunix_names.adapter(case.model, factors, scale=SCALE)
 
 
 def hidden(case, added):
@@ -136,24 +66,24 @@ def next_logp(case, added):
 
 @pytest.mark.parametrize("name", ["logit_TV", "lora_TV"])
 def test_logits_with_and_without_the_adapter(case, name):
-    hidden_BTD, valid_BT = hidden(case, adapter(case.model, case.factors) if name == "lora_TV" else None)
+    hidden_BTD, valid_BT = hidden(case, adapter(case, case.factors) if name == "lora_TV" else None)
     tolerance.assert_near(logits(case, hidden_BTD[valid_BT]), case.golden[name], part=LOGITS)
 
 
 def test_logits_after_merging(case):
-    merged = lora.merge(case.params, adapter(case.model, case.factors), case.model.adapted())
+    merged = lora.merge(case.params, adapter(case, case.factors), case.model.adapted())
     hidden_BTD, valid_BT = hidden(types.SimpleNamespace(**vars(case) | {"params": merged}), None)
     tolerance.assert_near(logits(case, hidden_BTD[valid_BT]), case.golden["lora_TV"], part=LOGITS)
 
 
 @pytest.mark.parametrize("name", ["next_logp_T", "lora_next_logp_T"])
 def test_log_probs_at_a_temperature(case, name):
-    added = adapter(case.model, case.factors) if name == "lora_next_logp_T" else None
+    added = adapter(case, case.factors) if name == "lora_next_logp_T" else None
     tolerance.assert_near(next_logp(case, added), case.golden[name], part=LOGITS)
 
 
 def test_gradients_of_the_factors(case):
-    gradient = jax.jit(jax.grad(lambda factors: -next_logp(case, adapter(case.model, factors)).mean()))(case.factors)
+    gradient = jax.jit(jax.grad(lambda factors: -next_logp(case, adapter(case, factors)).mean()))(case.factors)
     theirs = {name.removeprefix("gradient/"): array for name, array in case.golden.items() if "gradient/" in name}
     assert len(theirs) >= 4
     for name, expected in theirs.items():
@@ -161,7 +91,7 @@ def test_gradients_of_the_factors(case):
 
 
 def test_greedy_continuations_with_the_adapter(case):
-    added, greedy_PT = adapter(case.model, case.factors), case.golden["greedy_BT"]
+    added, greedy_PT = adapter(case, case.factors), case.golden["greedy_BT"]
     length_P = jnp.asarray(case.golden["prompt_length_B"])
     room = int(length_P.max())
     prompt_PT = jnp.asarray(case.golden["tokens_BT"][: len(length_P), :room])

@@ -35,6 +35,11 @@ def test_experience_repeats_prompts_for_their_group():
     assert found.prompt_length_B.tolist() == [2, 2, 1, 1]
 
 
+def test_a_stop_token_may_be_left_out_of_what_is_learnt():
+    rows = batch.Experience(None, None, None, np.array([3, 3, 1]), None, None, None)
+    assert batch.without_stop(rows, np.array([True, False, True])).completion_length_B.tolist() == [2, 3, 0]
+
+
 @pytest.mark.parametrize(
     "bad",
     [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"min_p": 1.1}, {"min_p": -0.1}, {"max_new_tokens": 0}],
