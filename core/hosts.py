@@ -28,7 +28,7 @@ def connect(coordinator: str = "", num_processes: int = 0, process: int = -1, *,
     watch: Any = {"heartbeat_timeout_seconds": heartbeat_seconds, "shutdown_timeout_seconds": 5 * heartbeat_seconds}
     if coordinator:
         if not 0 <= process < num_processes:
-            raise ValueError(f"--process={process} must lie in 0..{num_processes - 1} (--num_processes={num_processes})")
+            raise ValueError(f"--process={process} must lie below --num_processes={num_processes}, and not below 0")
         jax.distributed.initialize(coordinator, num_processes, process, **watch)
         return
     try:
@@ -45,6 +45,11 @@ def connect(coordinator: str = "", num_processes: int = 0, process: int = -1, *,
 def preempted(poll: int) -> bool:
     """Whether a host was told to end; true on every host at the same `poll`, a number that grows by one a call."""
     return jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(poll)
+
+
+def several() -> bool:
+    """Whether this process was connected to others."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -14,6 +15,8 @@ import tqdm
 
 from thinkfirst.core import files
 
+FILES = ("metrics.jsonl", "completions.jsonl")
+
 
 class Writer:
     """Appends rows to the JSONL files of a workdir.
@@ -24,7 +27,7 @@ class Writer:
     def __init__(self, workdir: pathlib.Path, *, step: int) -> None:
         self._workdir = workdir
         workdir.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "completions.jsonl"):
+        for name in FILES:
             _truncate_after(workdir / name, step)
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
@@ -40,12 +43,30 @@ class Writer:
         """Rows of completions.jsonl."""
         self._append("completions.jsonl", rows)
 
+    def sync(self) -> None:
+        """All rows are on the disk, not only with the system, when this returns: a checkpoint may speak of them."""
+        for name in FILES:
+            with open(self._workdir / name, "a", encoding="utf-8") as file:
+                os.fsync(file.fileno())
+
     def close(self) -> None:
         self._board.close()
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         with open(self._workdir / name, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(_finite(row)) + "\n" for row in rows)
+
+
+class Nowhere:
+    """A writer on a host that does not write."""
+
+    def scalars(self, row: dict[str, Any]) -> None: ...
+
+    def completions(self, rows: list[dict[str, Any]]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Clock:

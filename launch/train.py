@@ -1,15 +1,22 @@
 """Runs a recipe's stages; goes on by itself where the workdir holds a run that was cut short.
 
 python -m thinkfirst.launch.train --recipe=demo [--set key=value ...] [--workdir=DIR] [--max_steps=N]
+
+Every host of a slice runs the same command; the first one writes the workdir.  docs/reliability.md says what happens
+when something goes wrong, and launch/restart.py what the exit status means.
 """
 
+import os
 import pathlib
 import sys
+import traceback
+from collections.abc import Callable
 
+import jax
 from absl import flags
 
-from thinkfirst.core import config, runtime
-from thinkfirst.launch import recipes
+from thinkfirst.core import config, hosts, runtime, watchdog
+from thinkfirst.launch import recipes, restart
 from thinkfirst.rl import guard, loop, pipeline, report, stages
 
 
@@ -21,11 +28,17 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string("workdir", "", "where the run is kept (default runs/<recipe>)", flag_values=line)
     flags.DEFINE_integer("max_steps", 0, "stop after this many steps of this call (0: no limit)", flag_values=line)
     flags.DEFINE_float("max_seconds", 0.0, "stop after this many seconds (0: no limit)", flag_values=line)
+    flags.DEFINE_integer("restarts", 0, "start again after a crash, until so many got no further", flag_values=line)
+    flags.DEFINE_float("hang_seconds", 1800.0, "end a step's part that takes longer (0: never)", flag_values=line)
+    flags.DEFINE_integer("heartbeat_seconds", 60, "a host silent for so long is taken for dead", flag_values=line)
+    flags.DEFINE_string("coordinator", "", "host:port of process 0, where JAX cannot find it out", flag_values=line)
+    flags.DEFINE_integer("num_processes", 1, "processes of the run; with --coordinator", flag_values=line)
+    flags.DEFINE_integer("process", 0, "which of them this is; with --coordinator", flag_values=line)
     return line
 
 
-def main(argv: list[str]) -> int:
-    """Exit status: 0 done or cut short as asked, 1 stopped by bad steps, 2 for input that cannot be used."""
+def main(argv: list[str], *, connect: Callable[..., None] | None = None) -> int:
+    """The exit status, as launch/restart.py lists them.  `connect` joins the processes of the run (core/hosts.py)."""
     line = define_flags()
     if "--help" in argv:
         print(f"{__doc__}\n{line.get_help()}\n\nrecipes: {', '.join(recipes.RECIPES)}")
@@ -33,28 +46,58 @@ def main(argv: list[str]) -> int:
     try:
         if len(rest := line(argv)) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}")
-        return _train(line)
+        if line.restarts:
+            return _supervised(line, argv)
+        return _train(line, connect)
     except guard.TooManyBadSteps as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: out of memory: {str(error).splitlines()[0] if str(error) else error!r}", file=sys.stderr)
+        print(
+            "thinkfirst-plan weighs the recipe for a slice and names the largest micro-batch; more micro_batches, "
+            "remat=full, fewer lanes and a longer fsdp axis need less",
+            file=sys.stderr,
+        )
         return 1
     except (ValueError, flags.Error, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _train(line: flags.FlagValues) -> int:
+def _chosen(line: flags.FlagValues) -> tuple[stages.RunConfig, pathlib.Path]:
+    """(the recipe as the flags change it, its workdir)."""
     chosen = config.override(recipes.named(line.recipe), line.set)
-    workdir = pathlib.Path(line.workdir or f"runs/{chosen.recipe}")
+    return chosen, pathlib.Path(line.workdir or f"runs/{chosen.recipe}")
+
+
+def _supervised(line: flags.FlagValues, argv: list[str]) -> int:
+    """The same command in a process of its own, started again after a crash."""
+    _, workdir = _chosen(line)
+    command = [sys.executable, "-m", "thinkfirst.launch.train", *argv[1:], "--restarts=0"]
+    return restart.supervise(command, fruitless=line.restarts, progress=lambda: restart.saved_in(workdir))
+
+
+def _train(line: flags.FlagValues, connect: Callable[..., None] | None) -> int:
+    chosen, workdir = _chosen(line)
     budget = runtime.Budget(max_steps=line.max_steps, max_seconds=line.max_seconds)
     runtime.split_cpu(chosen.cpu_devices)
     runtime.use_compile_cache()
+    watchdog.start(budget, line.hang_seconds)
+    if connect is not None:
+        connect(line.coordinator, line.num_processes, line.process, heartbeat_seconds=line.heartbeat_seconds)
     print(f"recipe {chosen.recipe}, seed {chosen.seed}: reads {_inputs(chosen)}; writes {workdir}/", flush=True)
     for note in chosen.notes:
         print("  " + note.format(slip_share=chosen.data.slip_share))
     try:
         results = pipeline.run(chosen, workdir, budget)
     except loop.OutOfBudget:
-        print(f"stopped as asked; the same command goes on from here ({workdir})")
+        why = "told to end" if budget.preempted else "stopped as asked"
+        print(f"{why}; the same command goes on from here ({workdir})", flush=True)
+        return restart.PREEMPTED if budget.preempted else 0
+    if not hosts.is_first():
         return 0
     print("\n" + report.summary_table(results))
     print("\n".join(_showcase(results)))
@@ -85,7 +128,18 @@ def _showcase(results: dict) -> list[str]:
 
 def cli() -> None:
     """Console script."""
-    sys.exit(main(sys.argv))
+    try:
+        status = main(sys.argv, connect=hosts.connect)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last save", file=sys.stderr)
+        status = 130
+    except BaseException:  # noqa: BLE001 - whatever it is, it ends the process, with a status that tells it from others
+        traceback.print_exc()
+        status = watchdog.EXIT_STATUS
+    if status not in (0, restart.PREEMPTED) and hosts.several():
+        sys.stderr.flush()
+        os._exit(status)  # an orderly end would wait for the other hosts, which wait for this one
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ else Gemma reserves are pieces "defined by the user", which it does find: those 
 spaces, tabs or newlines are such pieces too, and stay whole: they are how text is written.
 """
 
+import hashlib
 import io
 import itertools
 import pathlib
@@ -44,6 +45,11 @@ class Tokenizer:
         self._controls = {name: self._special(name) for name in (chat.START_OF_TURN, chat.END_OF_TURN)}
         self._controls[chat.BOS] = self.bos_id
         self.stop_ids = (self.eos_id, self._controls[chat.END_OF_TURN])
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the model."""
+        return hashlib.sha256(self._pieces.serialized_model_proto()).hexdigest()
 
     def _special(self, name: str) -> int:
         if not self._has(name):

@@ -39,11 +39,19 @@ def mark(problem: batch.Problem, completion: batch.Completion) -> Marked:
 
 
 def evaluate(
-    subject: policy.Policy, problems: Sequence[batch.Problem], stage: stages.Evaluate, key: jax.Array
+    subject: policy.Policy,
+    problems: Sequence[batch.Problem],
+    stage: stages.Evaluate,
+    key: jax.Array,
+    *,
+    check: Callable[[str], None] = lambda where: None,
 ) -> dict[str, Any]:
-    """The entry of final_results.json for this stage.  The same key draws the same noise for every policy."""
-    sampled = _answer(subject, problems, stage, key, temperature=stage.temperature, samples=stage.samples)
-    greedy = _answer(subject, problems, stage, key, temperature=0.0, samples=1)
+    """The entry of final_results.json for this stage.  The same key draws the same noise for every policy.
+
+    `check` is called between its parts and may raise.
+    """
+    sampled = _answer(subject, problems, stage, key, temperature=stage.temperature, samples=stage.samples, check=check)
+    greedy = _answer(subject, problems, stage, key, temperature=0.0, samples=1, check=check)
     by_problem = [sampled[i : i + stage.samples] for i in range(0, len(sampled), stage.samples)]
     scores = [float(np.mean([row.right for row in rows])) for rows in by_problem]
     return {
@@ -80,11 +88,14 @@ def _answer(
     *,
     temperature: float,
     samples: int,
+    check: Callable[[str], None],
 ) -> list[Marked]:
     """Every problem's `samples` completions, problem by problem."""
     room = stage.max_new_tokens
     sampling = batch.Sampling.of(temperature=temperature, max_new_tokens=room)
-    rollout = subject.sample(subject.prompts(problems), sampling, key, group=samples, room=room)
+    prompts = subject.prompts(problems)
+    rollout = subject.sample(prompts, sampling, key, group=samples, room=room, pause=lambda: check(stage.name))
+    check(stage.name)
     return [mark(problems[row // samples], found) for row, found in enumerate(subject.completions(rollout))]
 
 

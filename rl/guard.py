@@ -83,12 +83,17 @@ def split(metrics: Mapping[str, Any]) -> tuple[dict[str, float], tuple[str, ...]
     return scalars, tuple(sorted(wrong, key=lambda name: CAUSES.index(name.split("/")[0])))
 
 
+def place_of(workdir: pathlib.Path, place: Mapping[str, Any]) -> pathlib.Path:
+    """Where the batch of a bad step is kept."""
+    return workdir / FOLDER / f"step_{place['step']}.npz"
+
+
 def write(workdir: pathlib.Path, fault: Fault, place: Mapping[str, Any]) -> pathlib.Path:
     """Keeps the batch of a bad step; `place` says which step it was, under the names of metrics.jsonl."""
     content = io.BytesIO()
     arrays: dict[str, Any] = dict(fault.arrays)
     np.savez(content, **arrays)
-    path = workdir / FOLDER / f"step_{place['step']}.npz"
+    path = place_of(workdir, place)
     files.write_bytes(path, content.getvalue())
     about = {**place, "not_finite": fault.tensors, "problems": fault.problems}
     files.write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")

@@ -4,32 +4,50 @@ A finished stage is never repeated: its adapter is read back, its evaluation kep
 recipe has them and the adapters of finished stages merged in again, in order.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from thinkfirst.core import config as config_lib
-from thinkfirst.core import files, mesh, runtime, sharding
+from thinkfirst.core import files, hosts, mesh, owner, runtime, sharding
 from thinkfirst.models import weights
-from thinkfirst.rl import evaluate, guard, loading, loop, optimizer, policy, report, sft, stages, trainer
+from thinkfirst.rl import evaluate, guard, identity, loading, loop, optimizer, policy, report, sft, stages, trainer
 from thinkfirst.rl.data import source
 
 Progress = dict[str, Any]  # {"stages": [...], "evaluations": [...]} as in final_results.json
 
 
 def run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget) -> dict[str, Any]:
-    """Runs or resumes the recipe; returns what final_results.json holds.  Raises loop.OutOfBudget when cut short."""
+    """Runs or resumes the recipe; returns what final_results.json holds.  Raises loop.OutOfBudget when cut short.
+
+    Every host of a run calls it; the first one owns the workdir and writes.
+    """
+    hosts.check_same({"settings": config_lib.digest(config), "versions": runtime.versions()})
+    with contextlib.ExitStack() as held:
+        hosts.told(lambda: held.enter_context(owner.of(workdir)))
+        try:
+            return _run(config, workdir, budget)
+        except runtime.Stopped as stopped:
+            raise loop.OutOfBudget from stopped
+
+
+def _run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget) -> dict[str, Any]:
+    budget.beat("loading")
     problems = source.make(config.data, config.seed)
     subject = loading.from_config(config, workdir)
     for stage in config.stages:
         _check_rows(stage, mesh.num_row_shards(subject.mesh))
-    claim(config, workdir)
-    progress = _read_progress(workdir)
+    made_of = identity.of(subject, problems)
+    hosts.check_same(made_of)
+    hosts.told(lambda: claim(config, workdir))
+    progress = hosts.told(lambda: _read_progress(workdir))
     first_step = num_tokens = 0
     for place, stage in enumerate(config.stages):
         finished = place < len(progress["stages"])
@@ -39,28 +57,40 @@ def run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget)
                 taught = source.make(dataclasses.replace(config.data, kind=stage.data), config.seed)
             else:
                 taught = problems
-            step_fn, state = _training(subject, stage, taught, root)
+            budget.check(f"{stage.name}: beginning")
+            step_fn, state = _training(subject, stage, taught, root, budget.check)
             if finished:
-                done = loop.restore(workdir, stage, state, stage.steps)
+                done = loop.restore(workdir, stage, state, stage.steps, made_of=made_of)
             else:
                 done = loop.run(
-                    workdir, stage, state, step_fn, first_step=first_step, num_tokens=num_tokens, budget=budget
+                    workdir,
+                    stage,
+                    state,
+                    step_fn,
+                    first_step=first_step,
+                    num_tokens=num_tokens,
+                    budget=budget,
+                    keep=config.keep,
+                    made_of=made_of,
                 )
                 _remember(workdir, progress, stage, stage.steps, done.seconds)
             _install(subject, stage, done.state)
             first_step, num_tokens = first_step + stage.steps, done.num_tokens
         elif isinstance(stage, stages.Merge):
+            budget.check(stage.name)
             subject.merge()
             if not finished:
                 _remember(workdir, progress, stage, 0, 0.0)
         elif not finished:
-            _look(subject, stage, problems, progress, key=jax.random.key(config.seed), workdir=workdir)
+            key = jax.random.key(config.seed)
+            _look(subject, stage, problems, progress, key=key, workdir=workdir, check=budget.check)
     return _results(config, subject, progress, workdir)
 
 
 def restore(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: loading.Dtype = "") -> policy.Policy:
     """The policy as the run in `workdir` left it: after its last finished stage, or the last save of the one begun."""
     subject = loading.from_config(config, workdir, dtype=dtype)
+    made_of = {} if dtype else identity.of(subject)  # another type has other bits
     num_finished = len(_read_progress(workdir)["stages"])
     for place, stage in enumerate(config.stages[: num_finished + 1]):
         if isinstance(stage, stages.Merge) and place < num_finished:
@@ -69,7 +99,7 @@ def restore(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: loading.D
             step = stage.steps if place < num_finished else loop.newest(workdir, stage)
             if step:
                 state, _ = _initial(subject, stage, _root(config, place))
-                _install(subject, stage, loop.restore(workdir, stage, state, step).state)
+                _install(subject, stage, loop.restore(workdir, stage, state, step, made_of=made_of).state)
     return subject
 
 
@@ -78,10 +108,10 @@ def claim(config: stages.RunConfig, workdir: pathlib.Path) -> None:
     path, dumped = workdir / "config.json", config_lib.dump(config)
     if path.is_file():
         changed = config_lib.differences(json.loads(path.read_text()), dumped)
-        if changed:
-            raise ValueError(f"{workdir} holds a run with other settings ({'; '.join(changed)}); use another --workdir")
-    else:
-        files.write_text(path, json.dumps(dumped, indent=2) + "\n")
+        identity.allowed(changed, str(workdir))
+        if not changed:
+            return
+    files.write_text(path, json.dumps(dumped, indent=2) + "\n")
 
 
 def _root(config: stages.RunConfig, place: int) -> jax.Array:
@@ -113,12 +143,16 @@ def _initial(subject: policy.Policy, stage: loop.TrainingStage, root: jax.Array)
 
 
 def _training(
-    subject: policy.Policy, stage: loop.TrainingStage, problems: source.Source, root: jax.Array
+    subject: policy.Policy,
+    stage: loop.TrainingStage,
+    problems: source.Source,
+    root: jax.Array,
+    check: Callable[[str], None],
 ) -> tuple[loop.Step, Any]:
     """(step function, initial state) of a training stage."""
     initial, transform = _initial(subject, stage, root)
     if isinstance(stage, stages.Grpo):
-        return trainer.make_grpo_step(subject, stage, problems, root, transform), initial
+        return trainer.make_grpo_step(subject, stage, problems, root, transform, check=check), initial
     rates = optimizer.rates(stage.optimizer, stage.steps)
     pretrains = isinstance(stage, stages.Pretrain)
     if not pretrains:
@@ -130,6 +164,7 @@ def _training(
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
         rows = _demonstrations(subject, stage, problems, step)
+        check(f"{stage.name}: update of step {step}")
         *state, learned = advance(state, jax.device_put(rows, sharding.rows(subject.mesh)))
         row, wrong = guard.split(jax.device_get(learned))
         dropped = float((np.asarray(rows.length_B) == 0).mean())
@@ -171,15 +206,16 @@ def _look(
     *,
     key: jax.Array,
     workdir: pathlib.Path,
+    check: Callable[[str], None],
 ) -> None:
     """Stages that look at the policy without changing it."""
     start = time.perf_counter()
     if isinstance(stage, stages.Evaluate):
         held_out = problems.held_out()
-        print(f"{stage.name}: evaluating on {len(held_out)} held-out problems", flush=True)
-        progress["evaluations"].append(evaluate.evaluate(subject, held_out, stage, key))
+        hosts.say(f"{stage.name}: evaluating on {len(held_out)} held-out problems")
+        progress["evaluations"].append(evaluate.evaluate(subject, held_out, stage, key, check=check))
     else:
-        print(f"{stage.name}: writing {stage.folder}", flush=True)
+        hosts.say(f"{stage.name}: writing {stage.folder}")
         weights.save(stage.folder, subject.model, subject.params, words=subject.words, source=subject.source)
     _remember(workdir, progress, stage, 0, time.perf_counter() - start)
 
@@ -191,7 +227,8 @@ def _read_progress(workdir: pathlib.Path) -> Progress:
 
 def _remember(workdir: pathlib.Path, progress: Progress, stage: stages.Stage, steps: int, seconds: float) -> None:
     progress["stages"].append({"name": stage.name, "kind": loop.kind(stage), "steps": steps, "seconds": seconds})
-    files.write_text(workdir / "progress.json", json.dumps(progress, indent=1) + "\n")
+    if hosts.is_first():
+        files.write_text(workdir / "progress.json", json.dumps(progress, indent=1) + "\n")
 
 
 def _results(
@@ -208,6 +245,7 @@ def _results(
         "versions": runtime.versions(),
         "notes": [note.format(slip_share=config.data.slip_share) for note in config.notes],
     }
-    files.write_text(workdir / "final_results.json", json.dumps(results, indent=1) + "\n")
-    report.write(workdir)
+    if hosts.is_first():
+        files.write_text(workdir / "final_results.json", json.dumps(results, indent=1) + "\n")
+        report.write(workdir)
     return results

@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -90,10 +90,17 @@ class Policy:
         return self._engines[room]
 
     def sample(
-        self, prompts: batch.Prompts, sampling: batch.Sampling, key: jax.Array, *, group: int, room: int
+        self,
+        prompts: batch.Prompts,
+        sampling: batch.Sampling,
+        key: jax.Array,
+        *,
+        group: int,
+        room: int,
+        pause: Callable[[], None] | None = None,
     ) -> batch.Rollout:
         """`group` completions of each prompt, on the host."""
-        return self.engine(room).sample(self.params, self.adapter, prompts, sampling, key, group=group)
+        return self.engine(room).sample(self.params, self.adapter, prompts, sampling, key, group=group, pause=pause)
 
     def completions(self, rollout: batch.Rollout) -> list[batch.Completion]:
         """The rows of a rollout as text; the stop token is left out of it."""

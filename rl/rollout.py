@@ -10,7 +10,7 @@ lane, its place in the batch, the mesh and the number of hosts are.
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from thinkfirst.rl import spread as spread_lib
 LANES = 64  # per data shard, unless the caller asks for more or fewer
 STOP_IDS = 8  # a multiple of so many: the number of them is no shape
 FOREVER = 2**30  # turns
+PAUSE_TURNS = 64  # between two pauses
 TIMED_RUNS = 3
 
 
@@ -79,12 +80,18 @@ class Engine:
         key: Key[Array, ""],
         *,
         group: int = 1,
+        pause: Callable[[], None] | None = None,
     ) -> batch.Rollout:
         """`group` completions of each prompt, on the host; row p * group + g is sample g of prompt p.
 
-        `key` is fold_in(root, step).  What the call took is in `metrics` afterwards.
+        `key` is fold_in(root, step).  What the call took is in `metrics` afterwards.  `pause` is called every few turns
+        and may raise: the rollout is then left.
         """
-        *_, last = self.stream(params, adapter, prompts, sampling, key, group=group)
+        if pause is None:
+            *_, last = self.stream(params, adapter, prompts, sampling, key, group=group)
+            return last.rollout
+        for last in self.stream(params, adapter, prompts, sampling, key, group=group, turns=PAUSE_TURNS):  # noqa: B007
+            pause()
         return last.rollout
 
     def stream(

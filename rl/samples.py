@@ -6,6 +6,7 @@ sampled depends on the seed and the number of the step alone, and a resumed run 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ class Sampler:
     sampling: batch.Sampling
     root: jax.Array
     grade: Grader
+    check: Callable[[str], None] = lambda where: None  # asked between the parts of a step; may raise
 
     def gather(self, step: int, clock: metrics.Clock) -> tuple[list[Group], tuple[int, ...], dict[str, float]]:
         """(all groups sampled, which of them to learn from, metrics of the engine and of the refilling)."""
@@ -69,11 +71,16 @@ class Sampler:
         prompts = subject.prompts(asked)
         with clock.phase("rollout"):
             engine = subject.engine(stage.max_new_tokens)
-            rollout = engine.sample(subject.params, subject.adapter, prompts, self.sampling, key, group=stage.group)
+            pause = functools.partial(self.check, f"{stage.name}: rollout of step {step}")
+            rollout = engine.sample(
+                subject.params, subject.adapter, prompts, self.sampling, key, group=stage.group, pause=pause
+            )
             completions = subject.completions(rollout)
+        self.check(f"{stage.name}: rewards of step {step}")
         with clock.phase("reward"):
             rows = [(asked[row // stage.group], completion) for row, completion in enumerate(completions)]
             graded = self.grade(rows, step=step, phase=curriculum.phase_at(stage.phases, step).name)
+            self.check(f"{stage.name}: rewards of step {step}")
             graded = punished(graded, np.asarray(rollout.length_B), stage)
         groups = []
         for place, problem in enumerate(asked):

@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 
+from thinkfirst.core import checkpoint as checkpoint_lib
 from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.models import remat as remat_lib
 from thinkfirst.rl import advantage as advantage_lib
@@ -224,6 +225,7 @@ class RunConfig:
     seed: int = 0
     mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
     cpu_devices: int = 1
+    keep: checkpoint_lib.Keep = dataclasses.field(default_factory=checkpoint_lib.Keep)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -41,10 +41,12 @@ def make_grpo_step(
     transform: optax.GradientTransformation,
     *,
     grade: samples.Grader | None = None,
+    check: Callable[[str], None] = lambda where: None,
 ) -> loop.Step:
     """Step function of the stage; its state is the adapter and that of the optimiser `transform`.
 
-    `grade` is what the stage's settings name (rl/grading.py), where it is not given.
+    `grade` is what the stage's settings name (rl/grading.py), where it is not given.  `check` is
+    called wherever a step may still be left, and may raise; an update that was begun is made, in all its iterations.
     """
     for phase in stage.phases:
         for difficulty in phase.difficulties:
@@ -56,7 +58,7 @@ def make_grpo_step(
         min_p=stage.min_p,
         max_new_tokens=stage.max_new_tokens,
     )
-    sampler = samples.Sampler(subject, stage, problems, sampling, root, grade or grading.make(stage))
+    sampler = samples.Sampler(subject, stage, problems, sampling, root, grade or grading.make(stage), check)
     advance = _make_updates(subject, stage, transform, sampling)
     rates = optimizer.rates(stage.optimizer, stages.num_updates(stage)).reshape(-1, stage.num_iterations)
 

@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import grain
 import numpy as np
 
+from thinkfirst.core import digest
 from thinkfirst.rl import batch
 from thinkfirst.rl.data import (
     arc,
@@ -139,6 +140,9 @@ class Mix:
         if not self._held_out:
             raise ValueError("this mix holds no problem to evaluate on: --set data.parts.NAME.held_out=COUNT")
         return self._held_out
+
+    def fingerprint(self) -> str:
+        return digest.of_rows([*self.train, *self._held_out])
 
 
 def endless(rows: list, seed: int) -> grain.MapDataset:

@@ -6,10 +6,12 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from thinkfirst.core import digest
 from thinkfirst.rl import batch
 from thinkfirst.rl.data import arithmetic, author, gsm8k, jsonl, mix, rows
 
 DRILL_LENGTH = 4
+PRINTED = 60  # generated rows in a fingerprint
 REPEAT_SHARE = 0.15
 MARKUP_TAGS = ("b", "i", "p", "em")
 MARKUP_WORDS = ("reasoning", "answer", "Step 4: 7.", "Step 5.", "25", "30.", "pens")
@@ -48,6 +50,10 @@ class Source(Protocol):
 
     def held_out(self) -> list[batch.Problem]: ...
 
+    def fingerprint(self) -> str:
+        """A digest of every row there is, on both sides, in their order: a cursor means nothing among other rows."""
+        ...
+
 
 class Arithmetic:
     """The built-in generator.  SFT, GRPO and pre-training draw from different seeds."""
@@ -77,6 +83,12 @@ class Arithmetic:
         """The same problems whatever the seed, so that runs can be compared."""
         count = self._config.held_out // len(arithmetic.DIFFICULTIES)
         return arithmetic.held_out(0, count, long=self._config.long)
+
+    def fingerprint(self) -> str:
+        """That of the first few: all are made by the same code."""
+        few = range(PRINTED)
+        asked = [self.problem(index, arithmetic.DIFFICULTIES[index % 3]) for index in few]
+        return digest.of_rows([*asked, *map(self.demonstration, few), *self.held_out()])
 
     def _drawn(self, index: int, *, stream: int) -> tuple[arithmetic.Worked, np.random.Generator]:
         """Problem `index` of a stream (GRPO has 0, SFT 1, pre-training 2), and randomness for how it is written."""
@@ -132,6 +144,7 @@ class Files:
         if not train or not held_out:
             raise ValueError(f"{name}: no problems in the {'training' if not train else 'held-out'} file")
         self._held_out = held_out[:limit]
+        self._fingerprint = digest.of_rows([*train, *self._held_out])
         shown = [row for row in train if row.completion]
         self._demonstrations = mix.endless(shown, seed) if shown else None
         levels = arithmetic.DIFFICULTIES
@@ -149,6 +162,9 @@ class Files:
 
     def held_out(self) -> list[batch.Problem]:
         return self._held_out
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
 
 
 def make(config: DataConfig, seed: int) -> Source:

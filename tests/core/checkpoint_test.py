@@ -103,7 +103,7 @@ def test_a_failed_save_is_told_and_the_second_in_a_row_ends_the_run(tmp_path, ca
     monkeypatch.setattr(manifest, "write", full)
     written.save(4, STATE, {})
     written.save(5, STATE, {})
-    with pytest.raises(OSError, match="5: the save failed: .*No space left on device; the last good save is step 3"):
+    with pytest.raises(OSError, match=r"5: the save failed: .*No space left on device; the last good save is step 3"):
         written.wait()
     written.save(6, STATE, {})
     with pytest.raises(OSError, match="6: the save failed"):
@@ -123,7 +123,7 @@ def test_the_newest_sound_step_is_taken_and_the_damaged_one_named_and_put_aside(
 def test_nothing_sound_is_an_error_and_no_fresh_start(tmp_path):
     saved(tmp_path, 1)
     shutil.rmtree(tmp_path / "1" / "arrays")
-    with pytest.raises(ValueError, match="no sound checkpoint is left in .*1/arrays/.*: the file is missing"):
+    with pytest.raises(ValueError, match=r"no sound checkpoint is left in .*1/arrays/.*: the file is missing"):
         checkpoint.Checkpoints(tmp_path).newest(STATE)
 
 

@@ -40,7 +40,7 @@ class Answering(policy.Policy):
     def release(self):
         pass
 
-    def sample(self, params, adapter, prompts, sampling, key, *, group):
+    def sample(self, params, adapter, prompts, sampling, key, *, group, pause=None):
         self.keys.append(tuple(jax.random.key_data(key).tolist()))
         seed = self.keys[-1][-1]
         draws = [np.random.default_rng([seed, prompt_id]).integers(1, 7, group) for prompt_id in prompts.id_P]
@@ -218,6 +218,8 @@ class Noting:
     def demonstration(self, index): ...
 
     def held_out(self): ...
+
+    def fingerprint(self): ...
 
 
 def test_added_groups_are_beyond_every_turn_of_their_difficulty():
