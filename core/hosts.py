@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 T = TypeVar("T")
+FOR_EVER = 10**7  # seconds
 NOT_A_CLUSTER = "coordinator_address should be defined"
 
 
@@ -39,6 +40,8 @@ def connect(coordinator: str = "", num_processes: int = 0, process: int = -1, *,
         with socket.socket() as free:
             free.bind(("localhost", 0))
             alone = f"localhost:{free.getsockname()[1]}"
+        # Nobody waits for a process that is alone: a laptop that sleeps is not to find its run dead.
+        watch = {"heartbeat_timeout_seconds": FOR_EVER}
         jax.distributed.initialize(alone, 1, 0, coordinator_bind_address=alone, **watch)
 
 

@@ -46,41 +46,57 @@ def run(workdir: pathlib.Path, data: pathlib.Path, kill: Kill = ("none", 1, "SIG
     return found.returncode, found.stdout + found.stderr
 
 
-def killed_and_resumed(workdir: pathlib.Path, data: pathlib.Path, kills: list[Kill]) -> list[int]:
-    """Exit statuses of the killed starts; the last start, which must end well, is nobody's victim."""
-    statuses = []
-    for kill in kills:
-        status, said = run(workdir, data, kill)
-        expected = (-signal.SIGKILL,) if kill[2] == "SIGKILL" else (143, 0)
-        assert status in expected, f"{kill}: exit status {status}\n{said[-4000:]}"
-        statuses.append(status)
-    status, said = run(workdir, data)
-    assert status == 0, f"after {kills}: exit status {status}\n{said[-4000:]}"
-    return statuses
+def reference(workdir: pathlib.Path, data: pathlib.Path) -> pathlib.Path:
+    """The run nobody kills, all of its steps kept."""
+    status, said = run(workdir, data, ("none", 1, "SIGKILL"), "--set=keep.every=1")
+    assert status == 0, said[-4000:]
+    return workdir
+
+
+def killed(workdir: pathlib.Path, data: pathlib.Path, kill: Kill, straight: pathlib.Path) -> list[str]:
+    """What is wrong after a kill: another exit status, a save or a logged row that the reference does not have."""
+    status, said = run(workdir, data, kill)
+    if status != (-signal.SIGKILL if kill[2] == "SIGKILL" else 143):
+        return [f"exit status {status}: {said[-2000:]}"]
+    found = []
+    for stage in LAST_STEPS:
+        for path in (workdir / "checkpoints" / stage).glob("*"):
+            step = path.name
+            if step.isdigit() and not same(saved(workdir, stage, step), saved(straight, stage, step)):
+                found.append(f"{stage} {step}")
+    mine, theirs = (rows(place) for place in (workdir, straight))
+    return found + ([] if mine == theirs[: len(mine)] else ["metrics.jsonl"])
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:
-    """Rows of metrics.jsonl without what clocks say."""
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in row.items() if not CLOCKS.fullmatch(name)} for row in lines]
+    """Whole rows of metrics.jsonl without what clocks say."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [{name: value for name, value in row.items() if not CLOCKS.fullmatch(name)} for row in whole]
 
 
-def arrays(workdir: pathlib.Path, stage: str) -> list[np.ndarray]:
-    """Adapter and optimiser at the end of a stage."""
-    folder = workdir / "checkpoints" / stage / str(LAST_STEPS[stage]) / "arrays"
+def saved(workdir: pathlib.Path, stage: str, step: int | str) -> list[np.ndarray]:
+    """Adapter and optimiser after a step of a stage."""
+    folder = workdir / "checkpoints" / stage / str(step) / "arrays"
     return jax.tree.leaves(ocp.StandardCheckpointer().restore(folder.absolute()))
 
 
+def same(mine: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
+    """Bit for bit."""
+    pairs = zip(mine, theirs, strict=True)
+    return all(left.dtype == right.dtype and left.tobytes() == right.tobytes() for left, right in pairs)
+
+
 def differences(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
-    """What is not the same, bit for bit."""
+    """What is not the same, bit for bit, when both have ended."""
     found = []
     if rows(workdir) != rows(straight):
         found.append("metrics.jsonl")
     if (workdir / "completions.jsonl").read_bytes() != (straight / "completions.jsonl").read_bytes():
         found.append("completions.jsonl")
-    for stage in LAST_STEPS:
-        pairs = zip(arrays(workdir, stage), arrays(straight, stage), strict=True)
-        if not all(np.array_equal(mine, theirs) and mine.dtype == theirs.dtype for mine, theirs in pairs):
+    for stage, last in LAST_STEPS.items():
+        if not same(saved(workdir, stage, last), saved(straight, stage, last)):
             found.append(f"adapter or moments of {stage}")
     results = [json.loads((place / "final_results.json").read_text()) for place in (workdir, straight)]
     if results[0]["evaluations"] != results[1]["evaluations"]:
