@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import json
 
 import jax
@@ -128,3 +130,75 @@ def test_a_good_step_ends_the_row(tmp_path):
         with pytest.raises(loop.OutOfBudget):
             go(tmp_path, 1, 2, 4, 5, max_steps=1)
     assert float(go(tmp_path, 1, 2, 4, 5).state["sum"]) == 3
+
+
+def stopping(at):
+    """`step_fn`, but step `at` is told to stop in its middle."""
+
+    def step(state, number):
+        if number == at:
+            raise runtime.Stopped("rollout")
+        return step_fn(state, number)
+
+    return step
+
+
+def test_a_step_that_is_left_saves_the_one_before(tmp_path):
+    start = {"sum": jnp.float32(0)}
+    with pytest.raises(loop.OutOfBudget):
+        loop.run(tmp_path, STAGE, start, stopping(4), first_step=100, num_tokens=7, budget=runtime.Budget())
+    assert loop.newest(tmp_path, STAGE) == 3  # two is where it would have been saved anyhow
+    assert float(run(tmp_path).state["sum"]) == 12345
+    assert [row["step"] for row in written(tmp_path)] == [101, 102, 103, 104, 105]
+
+
+def test_a_step_that_is_left_at_once_saves_nothing_anew(tmp_path):
+    start = {"sum": jnp.float32(0)}
+    for at in (1, 3, 3):
+        with pytest.raises(loop.OutOfBudget):
+            loop.run(tmp_path, STAGE, start, stopping(at), first_step=100, num_tokens=7, budget=runtime.Budget())
+        assert loop.newest(tmp_path, STAGE) == at - 1
+    assert float(run(tmp_path).state["sum"]) == 12345
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path, capsys):
+    with pytest.raises(loop.OutOfBudget):
+        run(tmp_path, max_steps=4)
+    (tmp_path / "checkpoints" / "sft" / "4" / "meta.json").write_text("{}")
+    assert float(run(tmp_path).state["sum"]) == 12345
+    said = capsys.readouterr().out
+    assert "sft/4/meta.json: 2 bytes, and" in said and "resumes from step 102 (2 of 5" in said
+    assert [row["num_tokens"] for row in written(tmp_path)] == [10, 13, 16, 19, 22]
+
+
+def test_a_finished_stage_that_is_damaged_is_refused_by_name(tmp_path):
+    done = run(tmp_path)
+    (tmp_path / "checkpoints" / "sft" / "5" / "meta.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"sft/5/meta\.json: 2 bytes"):
+        loop.restore(tmp_path, STAGE, done.state, 5)
+
+
+def test_a_checkpoint_of_another_base_is_refused(tmp_path):
+    settings = {"first_step": 100, "num_tokens": 7, "budget": runtime.Budget(max_steps=2)}
+    start = {"sum": jnp.float32(0)}
+    with pytest.raises(loop.OutOfBudget):
+        loop.run(tmp_path, STAGE, start, step_fn, made_of={"base": "a"}, **settings)
+    with pytest.raises(ValueError, match="sft, step 2: made with another base a -> b"):
+        loop.run(tmp_path, STAGE, start, step_fn, made_of={"base": "b"}, **settings)
+
+
+def scored(workdir):
+    """Step -> score of every checkpoint there is."""
+    found = (workdir / "checkpoints" / "sft").glob("*/meta.json")
+    return {int(path.parent.name): json.loads(path.read_text())["score"] for path in found}
+
+
+def test_the_best_checkpoint_is_the_same_whatever_was_cut_short(tmp_path):
+    """Losses 1, 2, ..: every second step is saved with minus the mean of its two; interruptions change no score."""
+    long = dataclasses.replace(STAGE, steps=7)
+    for folder, calls in (("straight", [0]), ("cut", [1, 2, 0])):
+        for steps in calls:
+            with contextlib.suppress(loop.OutOfBudget):
+                start, budget = {"sum": jnp.float32(0)}, runtime.Budget(max_steps=steps)
+                loop.run(tmp_path / folder, long, start, step_fn, first_step=0, num_tokens=0, budget=budget)
+        assert scored(tmp_path / folder) == {2: -1.5, 6: -5.5, 7: None}
