@@ -116,6 +116,24 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, tree)
 
 
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of the host with their rows spread over the mesh: each process feeds the rows of its own devices.
+
+    All processes have the same arrays; nobody compares them, as `jax.device_put` would.
+    """
+    layout = rows(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, layout)
+
+    def put(leaf: Any) -> jax.Array:
+        value = np.asarray(leaf)
+        places = layout.addressable_devices_indices_map(value.shape)
+        parts = [jax.device_put(value[index], device) for device, index in places.items()]
+        return jax.make_array_from_single_device_arrays(value.shape, layout, parts)
+
+    return jax.tree.map(put, tree)
+
+
 def rows_spec() -> PartitionSpec:
     """First axis spread over the batch axes of the mesh."""
     return PartitionSpec(mesh_lib.BATCH_AXES)

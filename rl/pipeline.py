@@ -165,7 +165,7 @@ def _training(
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
         rows = _demonstrations(subject, stage, problems, step)
         check(f"{stage.name}: update of step {step}")
-        *state, learned = advance(state, jax.device_put(rows, sharding.rows(subject.mesh)))
+        *state, learned = advance(state, sharding.spread(rows, subject.mesh))
         row, wrong = guard.split(jax.device_get(learned))
         dropped = float((np.asarray(rows.length_B) == 0).mean())
         tokens = int(np.asarray(rows.length_B).sum())

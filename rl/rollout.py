@@ -118,13 +118,13 @@ class Engine:
             return
         spread = spread_lib.Spread.of(num_prompts, group, self._shards)
         shape = self.bucket(num_prompts, group, prompts.tokens_PT.shape[1], truncated=sampling.truncated)
-        queue = jax.device_put(spread.queue(prompts, limit_B, shape), sharding.rows(self._mesh))
+        queue = sharding.spread(spread.queue(prompts, limit_B, shape), self._mesh)
         call = sharding.everywhere(self._call(sampling, key, turns), self._mesh)
         state = self._programs.begin(shape)(self._held(shape))
         cuts = stopping.Cuts(cut or (lambda tokens: None), len(limit_B), self.room)
         waited = 0.0
         while True:
-            ended = jax.device_put(spread.padded(cuts.ended_B, shape), sharding.rows(self._mesh))
+            ended = sharding.spread(spread.padded(cuts.ended_B, shape), self._mesh)
             state = self._programs.advance(shape)(state, (params, adapter), queue, ended, call)
             start = time.perf_counter()
             host = _fetched((state.rollout, state.lanes.row_E, state.counts))

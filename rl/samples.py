@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from thinkfirst.core import metrics
-from thinkfirst.rl import batch, curriculum, overlong, policy, refill, stages
+from thinkfirst.rl import batch, curriculum, overlong, policy, refill, shares, stages
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import reward
 
@@ -79,7 +79,8 @@ class Sampler:
         self.check(f"{stage.name}: rewards of step {step}")
         with clock.phase("reward"):
             rows = [(asked[row // stage.group], completion) for row, completion in enumerate(completions)]
-            graded = self.grade(rows, step=step, phase=curriculum.phase_at(stage.phases, step).name)
+            phase = curriculum.phase_at(stage.phases, step).name
+            graded = shares.graded(self.grade, rows, group=stage.group, step=step, phase=phase)
             self.check(f"{stage.name}: rewards of step {step}")
             graded = punished(graded, np.asarray(rollout.length_B), stage)
         groups = []

@@ -148,10 +148,10 @@ def _make_updates(
         subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=stage.remat
     )
     score = learner.make_scorer(subject.model, micro_batches=stage.micro_batches)
-    temperature = jax.device_put(sampling.temperature, sharding.replicated(subject.mesh))
+    temperature = sharding.everywhere(sampling.temperature, subject.mesh)
 
     def advance(state: Any, rows: batch.Experience) -> Any:
-        rows = jax.device_put(rows, sharding.rows(subject.mesh))
+        rows = sharding.spread(rows, subject.mesh)
         if stage.loss.correction != "none" and stage.num_iterations > 1:
             logp_BT = score(state[0], subject.params, rows, temperature)
             rows = dataclasses.replace(rows, old_logp_BT=logp_BT, sampler_logp_BT=rows.old_logp_BT)
