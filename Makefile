@@ -19,7 +19,7 @@ LAYERS := core kernels models rl launch
 READY := .venv/.ok
 TRITON := .venv/.triton-ok
 
-.PHONY: help demo demo-small demo-base bench bench-kernels block-sizes bench-tunix tunix-env test quick lint types wheel-check build-file golden parity clean
+.PHONY: help demo demo-small demo-base crash bench bench-kernels block-sizes bench-tunix tunix-env test quick lint types wheel-check build-file golden parity clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make bench-tunix  rollouts of Tunix's sampler and ours in turn (make tunix-env installs Tunix: 3 GB)"
 	@echo "make test         lint, types, wheel-check and every test"
 	@echo "make quick        lint and the tests that are not slow"
+	@echo "make crash        kill training at every point, 60 times, and compare (an hour; ARGS='life' for one of its lives)"
 	@echo "make lint | types | wheel-check    one of them"
 	@echo "make build-file   write BUILD (Bazel) from the tree"
 	@echo "make golden       write the golden files anew, by transformers, PEFT and Tunix (installs them: 3 GB)"
@@ -69,6 +70,11 @@ tunix-env: .build/oracle_tunix/.ok
 
 test: $(TRITON) lint types wheel-check
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
+
+# Compiled programs are kept: nearly every start of the program takes the same ones.
+crash: $(READY)
+	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.build/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 PYTHONPATH=tests \
+	  $(BIN)/python -m crash.matrix .build/crash $(ARGS)
 
 quick: lint
 	$(BIN)/pytest -n $(JOBS) -m "not slow" $(ARGS)

@@ -128,18 +128,19 @@ def _showcase(results: dict) -> list[str]:
 
 def cli() -> None:
     """Console script."""
+    status = watchdog.EXIT_STATUS  # that of whatever error nobody expected
     try:
         status = main(sys.argv, connect=hosts.connect)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last save", file=sys.stderr)
         status = 130
-    except BaseException:  # noqa: BLE001 - whatever it is, it ends the process, with a status that tells it from others
-        traceback.print_exc()
-        status = watchdog.EXIT_STATUS
-    if status not in (0, restart.PREEMPTED) and hosts.several():
-        sys.stderr.flush()
-        os._exit(status)  # an orderly end would wait for the other hosts, which wait for this one
-    sys.exit(status)
+    finally:
+        if status == watchdog.EXIT_STATUS:
+            traceback.print_exc()
+        if status not in (0, restart.PREEMPTED) and hosts.several():
+            sys.stderr.flush()
+            os._exit(status)  # an orderly end would wait for the other hosts, which wait for this one
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """make crash: a run is killed again and again, and is compared after every kill and at its end.
 
-python matrix.py FOLDER [LIFE ...]; prints the table of docs/log.md; exit status 1 where anything came out differently.
+python -m crash.matrix FOLDER [LIFE ...]; prints the table of docs/log.md; exit status 1 where anything differs.
 """
 
 import pathlib
@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 
-import harness
+from crash import harness
 
 # Each life is that of one run: a kill is (point, how often it is reached in this start, how many times in a row).
 # The third save of SFT and the third row of GRPO end an epoch of the data.
