@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import tensorboardX
 import tqdm
 
-from thinkfirst.core import files
+from thinkfirst.core import board, files
 
 FILES = ("metrics.jsonl", "completions.jsonl")
 
@@ -29,15 +28,14 @@ class Writer:
         workdir.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             _truncate_after(workdir / name, step)
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._board = board.Board(workdir / "tensorboard", first_step=step + 1)
 
     def scalars(self, row: dict[str, Any]) -> None:
         """One row of metrics.jsonl; its numbers go to TensorBoard too; one that is not finite is null, or left out."""
         self._append("metrics.jsonl", [row])
-        for name, value in row.items():
-            if isinstance(value, int | float) and math.isfinite(value) and name != "step":
-                self._board.add_scalar(f"{row['stage']}/{name}", value, row["step"])
-        self._board.flush()
+        numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
+        finite = {f"{row['stage']}/{name}": value for name, value in numbers.items() if math.isfinite(value)}
+        self._board.scalars(row["step"], finite)
 
     def completions(self, rows: list[dict[str, Any]]) -> None:
         """Rows of completions.jsonl."""
