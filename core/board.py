@@ -4,6 +4,7 @@ tensorboardX's own SummaryWriter hands them to a thread of its own.  That thread
 ten scalars later whoever logs waits for it for ever.
 """
 
+import contextlib
 import os
 import pathlib
 import time
@@ -48,5 +49,8 @@ class Board:
             self._file = None
 
     def _give_up(self, error: OSError) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
         self._file = None
         print(f"{self._folder}: {error}; goes on without TensorBoard (metrics.jsonl has it all)", flush=True)

@@ -48,6 +48,9 @@ def test_a_full_disk_is_told_once(tmp_path, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(event_file_writer.EventsWriter, "flush", full)
+    file = written._file
     for step in range(1, 30):
         written.scalars(step, {"loss": 0.5})
     assert capsys.readouterr().out.count("No space left on device; goes on without TensorBoard") == 1
+    monkeypatch.undo()
+    file.close()
