@@ -1,6 +1,6 @@
 import pytest
 
-from thinkfirst.core import runtime
+from thinkfirst.core import hosts, runtime
 
 
 def test_budget_of_steps():
@@ -23,3 +23,25 @@ def test_negative_limits_are_refused():
 
 def test_versions_name_what_decides_numbers():
     assert {"python", "jax", "flax", "optax", "device"} <= runtime.versions().keys()
+
+
+def test_work_in_hand_is_left_at_the_deadline_and_not_for_a_count_of_steps():
+    with pytest.raises(runtime.Stopped, match="rollout of step 3"):
+        runtime.Budget(max_seconds=1e-9).check("rollout of step 3")
+    budget = runtime.Budget(max_steps=1)
+    budget.take()
+    budget.check("the report")
+    assert budget.spent() and budget.where == "the report"
+
+
+def test_a_preemption_is_asked_for_at_every_look_and_remembered(monkeypatch):
+    """JAX says so once, at a number all hosts have agreed on."""
+    asked = []
+    monkeypatch.setattr(hosts, "preempted", lambda poll: asked.append(poll) or poll == 3)
+    budget = runtime.Budget()
+    budget.check("a")
+    assert not budget.spent()
+    with pytest.raises(runtime.Stopped):
+        budget.check("b")
+    assert budget.spent() and budget.preempted
+    assert asked == [1, 2, 3]

@@ -2,10 +2,11 @@
 
 import json
 
+import jax
 import pytest
 
-from thinkfirst.launch import recipes, train
-from thinkfirst.rl import guard, pipeline
+from thinkfirst.launch import recipes, restart, train
+from thinkfirst.rl import guard, loop, pipeline
 
 
 def run(capsys, tmp_path, *arguments):
@@ -76,3 +77,51 @@ def test_a_run_that_bad_steps_ended_has_a_status_of_its_own(capsys, monkeypatch,
     status, err = run(capsys, tmp_path, "--recipe=demo")
     assert status == 1
     assert err == "error: grpo: step 7 was not finite\n"
+
+
+def ends(capsys, monkeypatch, tmp_path, run):
+    """(exit status, what was said) of a call whose pipeline is `run`."""
+    monkeypatch.setattr(pipeline, "run", run)
+    status = train.main(["train", f"--workdir={tmp_path / 'run'}", "--recipe=demo"])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_memory_that_does_not_suffice_ends_it_with_what_needs_less(capsys, monkeypatch, tmp_path):
+    told = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\nmore")
+    for error in (told, MemoryError()):
+
+        def full(*_, error=error):
+            raise error
+
+        status, _, err = ends(capsys, monkeypatch, tmp_path, full)
+        assert status == 1
+        assert err.startswith("error: out of memory: ") and "thinkfirst-plan" in err and "more\n" not in err
+
+
+def test_another_error_of_the_device_is_no_lack_of_memory(capsys, monkeypatch, tmp_path):
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        ends(capsys, monkeypatch, tmp_path, broken)
+
+
+def test_a_preemption_and_a_limit_are_told_apart(capsys, monkeypatch, tmp_path):
+    for preempted, expected, said in ((True, 143, "told to end"), (False, 0, "stopped as asked")):
+
+        def cut_short(_, __, budget, preempted=preempted):
+            budget.preempted = preempted
+            raise loop.OutOfBudget
+
+        status, out, _ = ends(capsys, monkeypatch, tmp_path, cut_short)
+        assert status == expected and f"{said}; the same command goes on from here" in out
+
+
+def test_the_one_that_restarts_starts_the_same_command(monkeypatch, tmp_path):
+    asked = {}
+    monkeypatch.setattr(restart, "supervise", lambda command, **settings: asked.update(settings, command=command) or 5)
+    line = ["train", "--recipe=demo", "--restarts=3", "--set", "seed=4", f"--workdir={tmp_path}"]
+    assert train.main(line) == 5
+    assert asked["command"][1:] == ["-m", "thinkfirst.launch.train", *line[1:], "--restarts=0"]
+    assert asked["fruitless"] == 3

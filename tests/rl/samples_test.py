@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import zlib
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 import tolerance
-from thinkfirst.core import metrics
+from thinkfirst.core import metrics, runtime
 from thinkfirst.rl import batch, curriculum, grading, optimizer, overlong, policy, samples, stages
 from thinkfirst.rl.data import mix, source
 from thinkfirst.rl.rewards import composite, parse, trace
@@ -229,3 +230,31 @@ def test_added_groups_are_beyond_every_turn_of_their_difficulty():
     ids = [problem.id for asked in steps for problem in asked]
     assert len(set(ids)) == len(ids) == 30
     assert [problem.id for problem in steps[1]] == [f"easy {n}" for n in (4, 5, 6, 7, 26, 27)]
+
+
+def test_a_step_may_be_left_in_its_rollout_and_around_its_rewards():
+    """Others looked for SIGTERM between steps only, and saved nothing: a step is mostly rollout and rewards."""
+
+    class Pausing(Answering):
+        def sample(self, *arguments, group, pause):
+            pause()
+            return super().sample(*arguments, group=group)
+
+    places = ["grpo: rollout of step 3", "grpo: rewards of step 3", "grpo: rewards of step 3"]
+    for left in range(4):
+        seen, graded = [], []
+
+        def check(where, seen=seen, left=left):
+            seen.append(where)
+            if len(seen) == left:
+                raise runtime.Stopped(where)
+
+        def grade(rows, *, graded=graded, **settings):
+            graded.append(len(rows))
+            return by_length(rows, **settings)
+
+        asked = dataclasses.replace(sampler(grade), subject=Pausing(), check=check)
+        with pytest.raises(runtime.Stopped) if left else contextlib.nullcontext():
+            asked.gather(3, metrics.Clock())
+        assert seen == places[: left or 3]
+        assert bool(graded) == (left in (0, 3))
