@@ -47,8 +47,8 @@ def run(workdir: pathlib.Path, data: pathlib.Path, kill: Kill = ("none", 1, "SIG
 
 
 def reference(workdir: pathlib.Path, data: pathlib.Path) -> pathlib.Path:
-    """The run nobody kills, all of its steps kept."""
-    status, said = run(workdir, data, ("none", 1, "SIGKILL"), "--set=keep.every=1")
+    """The run nobody kills, with a save of every step."""
+    status, said = run(workdir, data, ("none", 1, "SIGKILL"), "--set=keep.every=1", "--set=stages.grpo.save_every=1")
     assert status == 0, said[-4000:]
     return workdir
 
