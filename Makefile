@@ -75,6 +75,7 @@ test: $(TRITON) lint types wheel-check
 crash: $(READY)
 	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.build/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 PYTHONPATH=tests \
 	  $(BIN)/python -m crash.matrix .build/crash $(ARGS)
+	$(BIN)/pytest tests/crash/hosts_long.py
 
 quick: lint
 	$(BIN)/pytest -n $(JOBS) -m "not slow" $(ARGS)
