@@ -107,6 +107,7 @@ class Checkpoints:
     def close(self) -> None:
         """Ends the thread that writes, when it is done."""
         self._writer.shutdown()
+        self._orbax.close()
 
     def _on_disk(self) -> list[int]:
         if not self._folder.is_dir():

@@ -11,6 +11,7 @@ done again by the next call, and comes out the same.  A step that is to be left 
 first update, so that the state of the step before is still there to be saved.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -67,14 +68,16 @@ def folder(workdir: pathlib.Path, stage: TrainingStage) -> pathlib.Path:
 
 def newest(workdir: pathlib.Path, stage: TrainingStage) -> int:
     """The last step of a stage that is on disk, 0 when there is none."""
-    return max(checkpoint.Checkpoints(folder(workdir, stage)).steps(), default=0)
+    with contextlib.closing(checkpoint.Checkpoints(folder(workdir, stage))) as saved:
+        return max(saved.steps(), default=0)
 
 
 def restore(
     workdir: pathlib.Path, stage: TrainingStage, like: State, step: int, *, made_of: Mapping[str, str] | None = None
 ) -> Finished:
     """A stage as an earlier call left it after `step`."""
-    state, meta = checkpoint.Checkpoints(folder(workdir, stage)).restore(step, like)
+    with contextlib.closing(checkpoint.Checkpoints(folder(workdir, stage))) as saved:
+        state, meta = saved.restore(step, like)
     identity.check(meta["made_of"], made_of or {}, str(folder(workdir, stage) / str(step)))
     return Finished(state, meta["seconds"], meta["num_tokens"])
 
