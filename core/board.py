@@ -30,7 +30,7 @@ class Board:
         except OSError as error:
             self._give_up(error)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         """The finite numbers of a step, by name."""
         if self._file is None:
             return
