@@ -57,7 +57,7 @@ def killed(workdir: pathlib.Path, data: pathlib.Path, kill: Kill, straight: path
     """What is wrong after a kill: another exit status, a save or a logged row that the reference does not have."""
     status, said = run(workdir, data, kill)
     if status != (-signal.SIGKILL if kill[2] == "SIGKILL" else 143):
-        return [f"exit status {status}: {said[-2000:]}"]
+        return [f"exit status {status}: {said[-300:]!r}"]
     found = []
     for stage in LAST_STEPS:
         for path in (workdir / "checkpoints" / stage).glob("*"):
