@@ -37,7 +37,7 @@ def trained(*, num_layers):
 def test_a_row_takes_little_memory(quick_compiler):
     stage, subject = trained(num_layers=LAYERS)
     traced = plan_programs.update(stage, subject, rows=32, prompt=PROMPT, remat="full")
-    found = plan.compiled(traced, chips.ROOFS["v5e"], window=512, devices=8)
+    found = plan.compiled(traced, subject, chips.ROOFS["v5e"])
     assert found.fits
     stream = 1024 * subject.model.config.width * 2
     # what is left after each layer's input is what the gradient of one layer, or of the log-probs, has alive

@@ -1,0 +1,47 @@
+"""What a compiled program needs of a device's memory, and how much of it there is."""
+
+import re
+from typing import Any
+
+import jax
+
+from thinkfirst.kernels import blocks
+from thinkfirst.kernels.cost import chips
+
+ROOF_OF = {**blocks.CHIPS, "TPU v4": "v4", "TPU7x": "tpu7x"}  # JAX's device kind -> roof
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def compiled(lowered: Any) -> tuple[Any | None, int]:
+    """(the executable, its bytes at the peak); None and what the compiler asked for where it does not fit.
+
+    The TPU compiler makes no program that is too large for the chip; others do.  ValueError where it gave up for
+    another reason.
+    """
+    try:
+        executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        asked = asked_bytes(str(error))
+        if asked is None:
+            raise ValueError(f"the compiler gave up: {' '.join(str(error).split())[:300]}") from error
+        return None, asked
+    return executable, executable.memory_analysis().peak_memory_in_bytes
+
+
+def asked_bytes(message: str) -> int | None:
+    """What a program needs of the HBM by the compiler's error; None if the error is another."""
+    found = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm|\(([\d.]+)([KMG])\) exceeds available HBM", message)
+    if "RESOURCE_EXHAUSTED" not in message or found is None:
+        return None
+    number, unit = found[1] or found[3], found[2] or found[4]
+    return int(float(number) * _UNITS[unit])
+
+
+def limit(device: Any) -> int:
+    """Bytes of a device that programs may have: as it says itself, or for a TPU that is not there, as is published."""
+    if name := ROOF_OF.get(device.device_kind):
+        return chips.ROOFS[name].hbm_bytes
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        raise ValueError(f"{device.device_kind}: says nothing of its memory; name a policy: remat=full, for one")
+    return stats["bytes_limit"]
