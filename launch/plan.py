@@ -37,9 +37,7 @@ class Compiler:
     roof: chips.Roof
     folder: pathlib.Path
 
-    def weigh(
-        self, about: str, traced: Any, subject: plan_programs.Trained, *, resident: int = 0
-    ) -> plan.Program:
+    def weigh(self, about: str, traced: Any, subject: plan_programs.Trained, *, resident: int = 0) -> plan.Program:
         """What the compiler says of a traced program; told of before and after, for it takes up to a minute."""
         print(f"{about}: ", end="", file=sys.stderr, flush=True)
         program = plan.compiled(traced, subject, self.roof, resident=resident, cache=self.folder)
@@ -56,12 +54,12 @@ class Compiler:
         full_bytes: float = 0.0,
         prompt: int = 0,
     ) -> remat_lib.Name:
-        """The policy that training settles on for this slice; `full_bytes` are what "full" needs, where that is known."""
+        """The policy that training settles on for this slice; `full_bytes` is what "full" needs, where it is known."""
         if stage.remat != "auto":
             return stage.remat
-        kept = lambda name: plan_programs.kept_bytes(stage, subject, prompt=prompt, remat=name)  # noqa: E731
-        needs = full_bytes or update("full").peak_bytes
-        return remat_choice.chosen(lambda name: update(name).fits, kept, needs, self.roof.hbm_bytes)
+        kept = functools.cache(lambda name: plan_programs.kept_bytes(stage, subject, prompt=prompt, remat=name))
+        beside = full_bytes - kept("full") if full_bytes else subject.num_bytes
+        return remat_choice.chosen(lambda name: update(name).fits, kept, beside, self.roof.hbm_bytes)
 
 
 def define_flags() -> flags.FlagValues:
@@ -146,7 +144,7 @@ def _grpo(
     """Adds the stage and its programs."""
     rows = plan_programs.rows_per_device(stage, subject)
     prompt = min(batch.bucket(recipe.max_prompt_tokens), recipe.max_prompt_tokens)
-    resident = plan.on_device(subject.opt_state)
+    resident = plan_programs.on_device(subject.opt_state)
 
     def step(rows: int, remat: remat_lib.Name, micro_batches: int) -> Any:
         return plan_programs.update(stage, subject, rows=rows, prompt=prompt, remat=remat, micro_batches=micro_batches)
@@ -162,10 +160,9 @@ def _grpo(
     )
     updated = update(rows, remat, stage.micro_batches)
     shape = plan_programs.engine_shape(stage, subject, prompt=prompt, lanes=recipe.lanes)
-    engine = plan_programs.rollout(subject, shape)
-    rolled_out = plan.rolled_out(
-        stage, subject, compiler.roof, shape, compiler.weigh(f"{stage.name}: the rollout", engine, subject, resident=resident)
-    )
+    about = f"{stage.name}: the rollout"
+    engine = compiler.weigh(about, plan_programs.rollout(subject, shape), subject, resident=resident)
+    rolled_out = plan.rolled_out(stage, subject, shape, compiler.roof, engine)
     scoring = plan_programs.scoring(stage, subject, rows=rows, prompt=prompt)
     scored = compiler.weigh(f"{stage.name}: the scoring", scoring, subject, resident=resident)
     for name, program in (("rollout", rolled_out), ("scoring", scored), ("update", updated)):

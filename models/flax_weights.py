@@ -48,9 +48,7 @@ def config(folder: str | pathlib.Path) -> model_config.GemmaConfig:
     raise ValueError(f"{folder}: no config.json, and its shapes are not those of {names}")
 
 
-def arrays(
-    folder: str | pathlib.Path, model: gemma.Model, shardings: Any
-) -> Iterator[tuple[layout.Path, jax.Array]]:
+def arrays(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> Iterator[tuple[layout.Path, jax.Array]]:
     """Each array of `model` with its path, laid out as `shardings` say, in the dtype it is stored in.
 
     Orbax reads every device's slice of each tensor; layers are stacked on the devices.  Raises ValueError naming all

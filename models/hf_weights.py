@@ -38,9 +38,7 @@ class Tensors:
         return self._file_of[name].read(name, index)
 
 
-def arrays(
-    folder: str | pathlib.Path, model: gemma.Model, shardings: Any
-) -> Iterator[tuple[layout.Path, jax.Array]]:
+def arrays(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> Iterator[tuple[layout.Path, jax.Array]]:
     """Each array of `model` with its path, laid out as `shardings` say, in the dtype it is stored in.
 
     Every device gets its slice from the file.  Raises ValueError naming all tensors that are missing, unexpected, of

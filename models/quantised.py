@@ -3,10 +3,10 @@
     int8    q in [-127, 127], one s for each output of the einsum: the largest |W| over the axes it contracts, / 127
     int4    q in [-7, 7], one s for each BLOCK neighbours along the last of those axes: the largest |W| of them, / 7
 
-QLoRA (Dettmers et al., arXiv 2305.14314) trains an adapter over such a base; its NormalFloat codes are left out, for a TPU
-has integers.  Integers up to 127 are exact in bfloat16, so the int8 product is taken over them and scaled after; int4
-weights are scaled where they are used, inside the layer.  The embedding, which also reads tokens out, and the norms
-stay as they were stored.
+QLoRA (Dettmers et al., arXiv 2305.14314) trains an adapter over such a base; its NormalFloat codes are left out, for a
+TPU has integers.  Integers up to 127 are exact in bfloat16, so the int8 product is taken over them and scaled after;
+int4 weights are scaled where they are used, inside the layer.  The embedding, which also reads tokens out, and the
+norms stay as they were stored.
 """
 
 import functools

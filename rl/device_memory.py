@@ -5,10 +5,6 @@ from typing import Any
 
 import jax
 
-from thinkfirst.kernels import blocks
-from thinkfirst.kernels.cost import chips
-
-ROOF_OF = {**blocks.CHIPS, "TPU v4": "v4", "TPU7x": "tpu7x"}  # JAX's device kind -> roof
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -38,10 +34,8 @@ def asked_bytes(message: str) -> int | None:
 
 
 def limit(device: Any) -> int:
-    """Bytes of a device that programs may have: as it says itself, or for a TPU that is not there, as is published."""
-    if name := ROOF_OF.get(device.device_kind):
-        return chips.ROOFS[name].hbm_bytes
+    """Bytes that programs may have of a device that is there, as it says itself."""
     stats = device.memory_stats()
     if not stats or "bytes_limit" not in stats:
-        raise ValueError(f"{device.device_kind}: says nothing of its memory; name a policy: remat=full, for one")
+        raise ValueError(f"{device.device_kind}: says nothing of its memory; name a policy, such as remat=full")
     return stats["bytes_limit"]

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from thinkfirst.kernels.cost import chips, flops
 from thinkfirst.rl import plan_cache, plan_programs, scheduler, stages
 
 FIRST_ROWS = (8, 32)  # micro-batches compiled to see what a row takes
 TRIES = 4
+NEAR = 50  # a fiftieth more rows is not worth a try
 MOST_ROWS = 1024  # a micro-batch has a million tokens then: more is of no use to anybody
 ASSUMPTIONS = (
     "every prompt and completion as long as the recipe allows",
@@ -99,7 +99,7 @@ def rolled_out(
     stage: stages.Grpo, subject: plan_programs.Trained, shape: scheduler.Shape, roof: chips.Roof, program: Program
 ) -> Program:
     """The engine's program, with the work and the time of a whole rollout."""
-    weights = on_device(subject.params) + on_device(subject.adapter)
+    weights = plan_programs.on_device(subject.params) + plan_programs.on_device(subject.adapter)
     count = sum(leaf.size for leaf in jax.tree.leaves((subject.params, subject.adapter)))
     caches = jax.eval_shape(lambda: scheduler.empty(subject.model, shape))
     cached = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((caches.own, caches.resident)))
@@ -121,7 +121,8 @@ def rolled_out(
 def largest(measure: Callable[[int], Program], limit: int) -> tuple[int, Line]:
     """(the most rows a device that fit, peak bytes by rows): two sizes, a straight line, then tried.
 
-    Whatever was tried corrects the line, also a size that does not fit: the compiler says what it asked for.
+    Whatever was tried corrects the line, also a size that does not fit: the compiler says what it asked for.  For two
+    rows more in a hundred nothing is compiled.
     """
     known = {rows: measure(rows) for rows in FIRST_ROWS}
     fitting = max((rows for rows, program in known.items() if program.fits), default=0)
@@ -132,7 +133,7 @@ def largest(measure: Callable[[int], Program], limit: int) -> tuple[int, Line]:
         rows = max(fitting, min(line.most(limit), MOST_ROWS))
         if too_many is not None:
             rows = min(rows, fitting + max(1, 3 * (too_many - fitting) // 4))
-        if rows in (fitting, too_many):
+        if rows == too_many or rows - fitting <= fitting // NEAR:
             break
         tried = measure(rows)
         end = (rows, _needs(tried))
@@ -141,23 +142,6 @@ def largest(measure: Callable[[int], Program], limit: int) -> tuple[int, Line]:
         else:
             too_many, line = rows, Line.through(begin, end)
     return fitting, line
-
-
-def on_device(tree: Any) -> int:
-    """Bytes that a tree of shapes with shardings takes on one device."""
-    parts = [(leaf, leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree)]
-    total = 0
-    for leaf, sizes in parts:
-        count = 1
-        for size in sizes:
-            count *= size
-        total += count * _bits(leaf.dtype) // 8
-    return total
-
-
-def _bits(dtype: Any) -> int:
-    """Of a number on a TPU: NumPy has none smaller than a byte."""
-    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else dtype.itemsize * 8
 
 
 def _needs(program: Program) -> int:

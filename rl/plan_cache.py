@@ -1,6 +1,6 @@
 """What the compiler said of a program for a chip that is not there, kept across runs.
 
-JAX's own cache cannot give such a program back: to read one it wants the device.  The numbers are all that a plan needs.
+JAX's own cache cannot give such a program back: to read one it wants the device.  A plan needs the numbers alone.
 """
 
 import dataclasses
@@ -52,6 +52,6 @@ def _asked(lowered: Any) -> Compiled:
 def _key(lowered: Any, chip: str) -> str:
     """Changes with the program, the chip, the compiler and how hard it tries."""
     compiler = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "libtpu", "thinkfirst")]
-    effort = jax.config.jax_exec_time_optimization_effort
+    effort = jax.config.values["jax_exec_time_optimization_effort"]
     text = "\n".join((*compiler, chip, str(effort), lowered.as_text()))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

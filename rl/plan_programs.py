@@ -41,6 +41,11 @@ class Trained:
     def shards(self) -> int:
         return mesh_lib.num_row_shards(self.mesh)
 
+    @property
+    def num_bytes(self) -> int:
+        """What parameters, adapter and optimiser take on one device."""
+        return on_device((self.params, self.adapter, self.opt_state))
+
 
 def trained(shape: model_config.GemmaConfig, mesh: Mesh, stage: stages.Grpo | stages.Sft) -> Trained:
     """What the stage trains and what it needs for that."""
@@ -157,6 +162,18 @@ def experience(stage: stages.Grpo, subject: Trained, rows: int, prompt: int) -> 
     return _on(found, sharding.rows(subject.mesh))
 
 
+def on_device(tree: Any) -> int:
+    """Bytes that a tree of shapes with shardings takes on one device."""
+    parts = [(leaf, leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree)]
+    total = 0
+    for leaf, sizes in parts:
+        count = 1
+        for size in sizes:
+            count *= size
+        total += count * _bits(leaf.dtype) // 8
+    return total
+
+
 def _width(stage: stages.Grpo, prompt: int) -> int:
     return -(-(prompt + stage.max_new_tokens) // BUCKET) * BUCKET
 
@@ -175,3 +192,8 @@ def _on(shapes: Any, shardings: Any) -> Any:
     if isinstance(shardings, NamedSharding):
         return jax.tree.map(lambda leaf: place(leaf, shardings), shapes)
     return jax.tree.map(place, shapes, shardings)
+
+
+def _bits(dtype: Any) -> int:
+    """Of a number on a TPU: NumPy has none smaller than a byte."""
+    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else dtype.itemsize * 8

@@ -1,8 +1,8 @@
 """The policy a stage's layers keep things by: the one its config names, or with "auto" the first that fits the chip.
 
-"auto" takes the policy that computes the least again and still fits, for rows as long as the stage allows.  What each
-needs is foretold from what "full" needs and the bytes that each keeps, and then compiled: the last of these programs
-is the one that trains, and comes out of the compile cache by then.  A CPU has no memory of its own to fill: "none".
+"auto" takes the policy that computes the least again and still fits, for rows as long as the stage allows.  Those that
+keep too many bytes for the chip, beside what else is known to be there, are left out; the others are compiled, the one
+that computes the least again first, until one fits.  A CPU has no memory of its own to fill: "none".
 """
 
 import functools
@@ -30,20 +30,19 @@ def settled(stage: stages.Grpo | stages.Sft, subject: plan_programs.Trained, *, 
     def kept(name: remat.Name) -> int:
         return plan_programs.kept_bytes(stage, subject, prompt=prompt, remat=name)
 
-    name = chosen(lambda name: peak(name) <= limit, kept, peak("full"), limit)
+    name = chosen(lambda name: peak(name) <= limit, kept, subject.num_bytes, limit)
     print(f"{stage.name}: remat=auto is {name}, {peak(name) / 1e9:.2f} GB of {limit / 1e9:.2f} a device", flush=True)
     return name
 
 
 def chosen(
-    fits: Callable[[remat.Name], bool], kept: Callable[[remat.Name], int], full_bytes: float, limit: int
+    fits: Callable[[remat.Name], bool], kept: Callable[[remat.Name], int], beside: float, limit: int
 ) -> remat.Name:
     """The policy that computes the least again and still fits; "full", fit or not, if none does.
 
-    `fits` tries one, `kept` gives the bytes it keeps of the forward pass, `full_bytes` is what "full" needs in all.
+    `fits` tries one, `kept` gives the bytes it keeps of the forward pass, `beside` is what is there at least besides.
     """
-    least = kept("full")
     for name in remat.NAMES[:-1]:
-        if full_bytes + kept(name) - least <= SPARE * limit and fits(name):
+        if beside + kept(name) <= SPARE * limit and fits(name):
             return name
     return "full"

@@ -215,8 +215,8 @@ class RunConfig:
     `checkpoint` is a Hugging Face folder; without one the model is random, of the shape `architecture` names in
     `models/config.py`.  `adapters` are folders of PEFT, merged in order into the checkpoint as it is read.
     `tokenizer` defaults to the checkpoint's; a run that pre-trains makes its own.  `lanes` completions are decoded side
-    by side on each data shard; `int8_cache` keeps their keys and values as 8-bit integers, and `base_dtype` int8 or int4
-    the base's weights (models/quantised.py): not for a run that pre-trains.
+    by side on each data shard; `int8_cache` keeps their keys and values as 8-bit integers, and `base_dtype` the base's
+    weights as integers (models/quantised.py): not for a run that pre-trains.
     """
 
     recipe: str

@@ -151,9 +151,7 @@ def _make_updates(
     The old log-probs are the same in all iterations: those of the sampler, or with a correction for it those of the
     learner's own policy before the first.  With one iteration that is the policy being updated, and nothing is scored.
     """
-    update = learner.make_step(
-        subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=remat
-    )
+    update = learner.make_step(subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=remat)
     score = learner.make_scorer(subject.model, micro_batches=stage.micro_batches)
     temperature = sharding.everywhere(sampling.temperature, subject.mesh)
 

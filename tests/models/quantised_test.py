@@ -157,7 +157,9 @@ def test_no_whole_copy_of_the_weights_is_made():
     """What a gradient step has beside its arguments does not grow with the number of layers, as a copy would."""
 
     def temporary(num_layers):
-        shape = dataclasses.replace(config.demo_gemma3(), base_dtype="int8", num_layers=num_layers, width=256, ff_width=2048)
+        shape = dataclasses.replace(
+            config.demo_gemma3(), base_dtype="int8", num_layers=num_layers, width=256, ff_width=2048
+        )
         model = gemma.Model(shape)
         adapter = jax.eval_shape(lambda: lora.init(model.adapted(), jax.random.key(0), rank=1, alpha=1.0))
         tokens_BT = jax.ShapeDtypeStruct((1, 8), jnp.int32)

@@ -35,12 +35,7 @@ def test_another_error_of_the_compiler_is_not_taken_for_too_little_memory():
         device_memory.compiled(failing("INTERNAL: broken"))
 
 
-@pytest.mark.parametrize(("kind", "size"), [("TPU v5 lite", 15.75), ("TPU v4", 15.25), ("TPU7x", 94.75)])
-def test_the_memory_of_a_chip_is_known_by_its_kind(kind, size):
-    assert device_memory.limit(types.SimpleNamespace(device_kind=kind)) == int(size * GIB)
-
-
-def test_another_device_says_itself_what_it_has():
+def test_a_device_says_itself_what_it_has():
     stats = {"bytes_limit": 7 * GIB, "bytes_in_use": GIB}
     device = types.SimpleNamespace(device_kind="NVIDIA H200", memory_stats=lambda: stats)
     assert device_memory.limit(device) == 7 * GIB
