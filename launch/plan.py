@@ -37,10 +37,10 @@ class Compiler:
     roof: chips.Roof
     folder: pathlib.Path
 
-    def weigh(self, about: str, traced: Any, subject: plan_programs.Trained, *, resident: int = 0) -> plan.Program:
-        """What the compiler says of a traced program; told of before and after, for it takes up to a minute."""
+    def weigh(self, about: str, traced: Any, counted: int, *, resident: int = 0) -> plan.Program:
+        """What the compiler says of a program of `counted` FLOPs; told of before and after: it may take a minute."""
         print(f"{about}: ", end="", file=sys.stderr, flush=True)
-        program = plan.compiled(traced, subject, self.roof, resident=resident, cache=self.folder)
+        program = plan.compiled(traced, self.roof, counted=counted, resident=resident, cache=self.folder)
         total, verdict = program.peak_bytes + resident, "fits" if program.fits else "does not fit"
         print(f"{total / 1e9:.2f} GB, {verdict}", file=sys.stderr, flush=True)
         return program
@@ -152,7 +152,8 @@ def _grpo(
     @functools.cache
     def update(rows: int, remat: remat_lib.Name, micro_batches: int) -> plan.Program:
         about = f"{stage.name}: the update, {micro_batches} x {rows} rows a device, remat={remat}"
-        return compiler.weigh(about, step(rows, remat, micro_batches), subject)
+        traced = step(rows, remat, micro_batches)
+        return compiler.weigh(about, traced, plan.flops_of(traced, subject))
 
     most, line = plan.largest(lambda rows: update(rows, "full", 1), compiler.roof.hbm_bytes)
     remat = compiler.policy(
@@ -161,10 +162,11 @@ def _grpo(
     updated = update(rows, remat, stage.micro_batches)
     shape = plan_programs.engine_shape(stage, subject, prompt=prompt, lanes=recipe.lanes)
     about = f"{stage.name}: the rollout"
-    engine = compiler.weigh(about, plan_programs.rollout(subject, shape), subject, resident=resident)
+    engine = compiler.weigh(about, plan_programs.rollout(subject, shape), 0, resident=resident)
     rolled_out = plan.rolled_out(stage, subject, shape, compiler.roof, engine)
     scoring = plan_programs.scoring(stage, subject, rows=rows, prompt=prompt)
-    scored = compiler.weigh(f"{stage.name}: the scoring", scoring, subject, resident=resident)
+    counted = plan.flops_of(scoring, subject)
+    scored = compiler.weigh(f"{stage.name}: the scoring", scoring, counted, resident=resident)
     for name, program in (("rollout", rolled_out), ("scoring", scored), ("update", updated)):
         found["programs"][f"{stage.name}/{name}"] = dataclasses.asdict(program)
     seconds = rolled_out.seconds + stage.num_iterations * updated.seconds
@@ -188,7 +190,8 @@ def _sft(found: dict[str, Any], stage: stages.Sft, subject: plan_programs.Traine
     @functools.cache
     def update(remat: remat_lib.Name) -> plan.Program:
         about = f"{stage.name}: the update, {stage.micro_batches} x {rows} rows a device, remat={remat}"
-        return compiler.weigh(about, plan_programs.imitation(stage, subject, remat=remat), subject)
+        traced = plan_programs.imitation(stage, subject, remat=remat)
+        return compiler.weigh(about, traced, plan.flops_of(traced, subject))
 
     remat = compiler.policy(stage, subject, update)
     program = update(remat)

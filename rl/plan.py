@@ -72,15 +72,15 @@ def flops_of(traced: Any, subject: plan_programs.Trained) -> int:
 
 def compiled(
     traced: Any,
-    subject: plan_programs.Trained,
     roof: chips.Roof,
     *,
+    counted: int,
     resident: int = 0,
     cache: pathlib.Path | None = None,
 ) -> Program:
-    """What the compiler says of a traced program, or said of it before (`cache`, see rl/plan_cache.py)."""
+    """What the compiler says of a traced program of `counted` FLOPs, or said before (`cache`, see rl/plan_cache.py)."""
     asked = plan_cache.compiled(traced.lower(), roof.name, cache)
-    counted, moved = flops_of(traced, subject), asked.bytes_accessed
+    moved = asked.bytes_accessed
     over = max(0, asked.peak_bytes + resident - roof.hbm_bytes)
     return Program(
         argument_bytes=asked.argument_bytes,
@@ -98,7 +98,7 @@ def compiled(
 def rolled_out(
     stage: stages.Grpo, subject: plan_programs.Trained, shape: scheduler.Shape, roof: chips.Roof, program: Program
 ) -> Program:
-    """The engine's program, with the work and the time of a whole rollout."""
+    """The engine's `program`, with the work and the time of a whole rollout."""
     weights = plan_programs.on_device(subject.params) + plan_programs.on_device(subject.adapter)
     count = sum(leaf.size for leaf in jax.tree.leaves((subject.params, subject.adapter)))
     caches = jax.eval_shape(lambda: scheduler.empty(subject.model, shape))

@@ -38,7 +38,7 @@ def trained(*, num_layers, base_dtype="stored"):
 def test_a_row_takes_little_memory(quick_compiler):
     stage, subject = trained(num_layers=LAYERS)
     traced = plan_programs.update(stage, subject, rows=32, prompt=PROMPT, remat="full")
-    found = plan.compiled(traced, subject, chips.ROOFS["v5e"])
+    found = plan.compiled(traced, chips.ROOFS["v5e"], counted=0)
     assert found.fits
     stream = 1024 * subject.model.config.width * 2
     # what is left after each layer's input is what the gradient of one layer, or of the log-probs, has alive
@@ -64,7 +64,7 @@ def test_a_base_of_integers_takes_its_bits_and_no_copy(quick_compiler, base_dtyp
     """The step of two layers, compiled; the embedding stays in bfloat16."""
     stage, subject = trained(num_layers=LAYERS, base_dtype=base_dtype)
     traced = plan_programs.update(stage, subject, rows=1, prompt=PROMPT, remat="full")
-    found = plan.compiled(traced, subject, chips.ROOFS["v5e"])
+    found = plan.compiled(traced, chips.ROOFS["v5e"], counted=0)
     weights = sum(math.prod(shape) for _, shape in subject.model.adapted().values())
     few = 2 * 10 * LAYERS * subject.model.config.ff_width * 4  # scales of channels, norms
     rest = 2 * math.prod(subject.params["embedding"].shape) + 3 * plan_programs.on_device(subject.adapter)
