@@ -66,10 +66,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def use_compile_cache() -> None:
-    """Compiled programs are kept across runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+def compile_cache() -> pathlib.Path:
+    """Where compiled programs are kept across runs: JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     default = pathlib.Path.home() / ".cache" / "thinkfirst" / "jax"
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default)))
+    return pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", default))
+
+
+def use_compile_cache() -> None:
+    """Compiled programs are kept across runs."""
+    jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
 
 
 def split_cpu(parts: int) -> None:

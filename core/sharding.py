@@ -27,12 +27,15 @@ REPLICATED_IF_UNEVEN = "K"  # Gemma 3 1B has one key/value head: every tensor de
 
 
 def parameter_spec(letters: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where each axis of a weight lives; an axis its mesh axis does not divide is an error, but for K."""
+    """Where each axis of a weight lives; an axis its mesh axis does not divide is an error, but for K.
+
+    A small letter is an axis counted in blocks (models/quantised.py): it goes with its axis where it divides too.
+    """
     axes: list[str | None] = []
     for letter, size in zip(letters, shape, strict=True):
-        axis = PARAMETER_RULES.get(letter)
+        axis = PARAMETER_RULES.get(letter.upper())
         if axis and size % mesh.shape[axis]:
-            if letter not in REPLICATED_IF_UNEVEN:
+            if letter not in REPLICATED_IF_UNEVEN and letter.isupper():
                 raise ValueError(f"{letter}={size} of a weight {letters} is not divisible by {axis}={mesh.shape[axis]}")
             axis = None
         axes.append(axis)

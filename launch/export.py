@@ -40,7 +40,7 @@ def _export(line: flags.FlagValues) -> None:
     else:
         if subject.adapter is not None:
             subject.merge()
-        weights.save(out, subject.model, subject.params, form=line.format, words=subject.words, source=subject.source)
+        weights.save(out, *subject.stored(), form=line.format, words=subject.words, source=subject.source)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")
 

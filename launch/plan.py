@@ -7,24 +7,59 @@ slice.  The exit status is 0 if all of them fit, 1 if one does not, 2 for input 
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from absl import flags
 
-from thinkfirst.core import config, files
+from thinkfirst.core import config, files, runtime
 from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.kernels.cost import chips
 from thinkfirst.launch import recipes
 from thinkfirst.models import config as model_config
+from thinkfirst.models import remat as remat_lib
 from thinkfirst.models import weights
-from thinkfirst.rl import batch, plan, plan_programs, stages
+from thinkfirst.rl import batch, plan, plan_programs, remat_choice, stages
 
 EFFORT = -1.0  # of the compiler: a quarter of the time for some per cent more memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiler:
+    """The chip that is compiled for, and where what its compiler says is kept."""
+
+    roof: chips.Roof
+    folder: pathlib.Path
+
+    def weigh(self, about: str, traced: Any, counted: int, *, resident: int = 0) -> plan.Program:
+        """What the compiler says of a program of `counted` FLOPs; told of before and after: it may take a minute."""
+        print(f"{about}: ", end="", file=sys.stderr, flush=True)
+        program = plan.compiled(traced, self.roof, counted=counted, resident=resident, cache=self.folder)
+        total, verdict = program.peak_bytes + resident, "fits" if program.fits else "does not fit"
+        print(f"{total / 1e9:.2f} GB, {verdict}", file=sys.stderr, flush=True)
+        return program
+
+    def policy(
+        self,
+        stage: stages.Grpo | stages.Sft,
+        subject: plan_programs.Trained,
+        update: Callable[[remat_lib.Name], plan.Program],
+        *,
+        full_bytes: float = 0.0,
+        prompt: int = 0,
+    ) -> remat_lib.Name:
+        """The policy that training settles on for this slice; `full_bytes` is what "full" needs, where it is known."""
+        if stage.remat != "auto":
+            return stage.remat
+        kept = functools.cache(lambda name: plan_programs.kept_bytes(stage, subject, prompt=prompt, remat=name))
+        beside = full_bytes - kept("full") if full_bytes else subject.num_bytes
+        return remat_choice.chosen(lambda name: update(name).fits, kept, beside, self.roof.hbm_bytes)
 
 
 def define_flags() -> flags.FlagValues:
@@ -59,23 +94,23 @@ def main(argv: list[str]) -> int:
 
 def planned(recipe: stages.RunConfig, topology: str) -> dict[str, Any]:
     """What --out holds."""
-    roof = chips.roof(topology)
+    compiler = Compiler(chips.roof(topology), runtime.compile_cache() / "plans")
     shape = architecture(recipe)
     mesh = mesh_lib.make(recipe.mesh, mesh_lib.described(topology))
     found: dict[str, Any] = {
         "recipe": recipe.recipe,
         "topology": topology,
         "mesh": dict(mesh.shape),
-        "roof": dataclasses.asdict(roof),
+        "roof": dataclasses.asdict(compiler.roof),
         "programs": {},
         "stages": {},
         "assumptions": list(plan.ASSUMPTIONS),
     }
     for stage in recipe.stages:
         if isinstance(stage, stages.Grpo):
-            _grpo(found, stage, plan_programs.trained(shape, mesh, stage), roof, recipe)
+            _grpo(found, stage, plan_programs.trained(shape, mesh, stage), recipe, compiler)
         elif isinstance(stage, stages.Sft):
-            _sft(found, stage, plan_programs.trained(shape, mesh, stage), roof)
+            _sft(found, stage, plan_programs.trained(shape, mesh, stage), compiler)
     if not found["stages"]:
         raise ValueError(f"{recipe.recipe} has neither a GRPO nor an SFT stage to plan")
     found["fits"] = all(program["fits"] for program in found["programs"].values())
@@ -88,6 +123,10 @@ def planned(recipe: stages.RunConfig, topology: str) -> dict[str, Any]:
 
 def architecture(recipe: stages.RunConfig) -> model_config.GemmaConfig:
     """The model's shape: of the checkpoint's config, or the one the recipe names."""
+    return dataclasses.replace(_stored(recipe), base_dtype=recipe.base_dtype)
+
+
+def _stored(recipe: stages.RunConfig) -> model_config.GemmaConfig:
     if recipe.checkpoint:
         return weights.config(recipe.checkpoint)
     if recipe.architecture not in model_config.BY_NAME:
@@ -99,34 +138,35 @@ def _grpo(
     found: dict[str, Any],
     stage: stages.Grpo,
     subject: plan_programs.Trained,
-    roof: chips.Roof,
     recipe: stages.RunConfig,
+    compiler: Compiler,
 ) -> None:
     """Adds the stage and its programs."""
-    parts = stage.micro_batches * subject.shards
-    if stage.prompts * stage.group % parts:
-        raise ValueError(f"{stage.name}: {stage.prompts} x {stage.group} rows cannot be cut into {parts} equal parts")
-    rows = stage.prompts * stage.group // parts
+    rows = plan_programs.rows_per_device(stage, subject)
     prompt = min(batch.bucket(recipe.max_prompt_tokens), recipe.max_prompt_tokens)
-    settings = {"window": subject.model.config.window, "devices": subject.mesh.size}
+    resident = plan_programs.on_device(subject.opt_state)
 
-    def update(rows: int, remat: Any, micro_batches: int = 1) -> plan.Program:
-        _say(f"{stage.name}: compiling the update, {micro_batches} x {rows} rows a device, remat={remat}")
-        traced = plan_programs.update(
-            stage, subject, rows=rows, prompt=prompt, remat=remat, micro_batches=micro_batches
-        )
-        return plan.compiled(traced, roof, **settings)
+    def step(rows: int, remat: remat_lib.Name, micro_batches: int) -> Any:
+        return plan_programs.update(stage, subject, rows=rows, prompt=prompt, remat=remat, micro_batches=micro_batches)
 
-    most, line = plan.largest(lambda rows: update(rows, "full"), roof.hbm_bytes)
-    kept = lambda remat: plan_programs.kept_bytes(stage, subject, rows=rows, prompt=prompt, remat=remat)  # noqa: E731
-    remat, updated = plan.chosen(
-        lambda remat: update(rows, remat, stage.micro_batches), kept, line.at(rows), roof.hbm_bytes
+    @functools.cache
+    def update(rows: int, remat: remat_lib.Name, micro_batches: int) -> plan.Program:
+        about = f"{stage.name}: the update, {micro_batches} x {rows} rows a device, remat={remat}"
+        traced = step(rows, remat, micro_batches)
+        return compiler.weigh(about, traced, plan.flops_of(traced, subject))
+
+    most, line = plan.largest(lambda rows: update(rows, "full", 1), compiler.roof.hbm_bytes)
+    remat = compiler.policy(
+        stage, subject, lambda name: update(rows, name, stage.micro_batches), full_bytes=line.at(rows), prompt=prompt
     )
-    _say(f"{stage.name}: compiling the rollout")
-    rolled_out = plan.rolled_out(stage, subject, roof, prompt=prompt, lanes=recipe.lanes)
-    _say(f"{stage.name}: compiling the scoring")
-    traced = plan_programs.scoring(stage, subject, rows=rows, prompt=prompt)
-    scored = plan.compiled(traced, roof, resident=plan.on_device(subject.opt_state), **settings)
+    updated = update(rows, remat, stage.micro_batches)
+    shape = plan_programs.engine_shape(stage, subject, prompt=prompt, lanes=recipe.lanes)
+    about = f"{stage.name}: the rollout"
+    engine = compiler.weigh(about, plan_programs.rollout(subject, shape), 0, resident=resident)
+    rolled_out = plan.rolled_out(stage, subject, shape, compiler.roof, engine)
+    scoring = plan_programs.scoring(stage, subject, rows=rows, prompt=prompt)
+    counted = plan.flops_of(scoring, subject)
+    scored = compiler.weigh(f"{stage.name}: the scoring", scoring, counted, resident=resident)
     for name, program in (("rollout", rolled_out), ("scoring", scored), ("update", updated)):
         found["programs"][f"{stage.name}/{name}"] = dataclasses.asdict(program)
     seconds = rolled_out.seconds + stage.num_iterations * updated.seconds
@@ -135,6 +175,7 @@ def _grpo(
     found["stages"][stage.name] = {
         "rows_per_device": rows,
         "remat": remat,
+        "flops_by_those_without_remat": updated.flops / plan.flops_of(step(rows, "none", stage.micro_batches), subject),
         "largest_micro_batch_rows_per_device": most,
         "temporary_bytes_per_row": round(line.slope),
         "step_seconds_estimate": seconds,
@@ -142,21 +183,22 @@ def _grpo(
     }
 
 
-def _sft(found: dict[str, Any], stage: stages.Sft, subject: plan_programs.Trained, roof: chips.Roof) -> None:
+def _sft(found: dict[str, Any], stage: stages.Sft, subject: plan_programs.Trained, compiler: Compiler) -> None:
     """Adds the stage and its program."""
-    parts = stage.micro_batches * subject.shards
-    if stage.batch_size % parts:
-        raise ValueError(f"{stage.name}: {stage.batch_size} rows cannot be cut into {parts} equal parts")
-    _say(f"{stage.name}: compiling the update")
-    program = plan.compiled(
-        plan_programs.imitation(stage, subject),
-        roof,
-        window=subject.model.config.window,
-        devices=subject.mesh.size,
-    )
+    rows = plan_programs.rows_per_device(stage, subject)
+
+    @functools.cache
+    def update(remat: remat_lib.Name) -> plan.Program:
+        about = f"{stage.name}: the update, {stage.micro_batches} x {rows} rows a device, remat={remat}"
+        traced = plan_programs.imitation(stage, subject, remat=remat)
+        return compiler.weigh(about, traced, plan.flops_of(traced, subject))
+
+    remat = compiler.policy(stage, subject, update)
+    program = update(remat)
     found["programs"][f"{stage.name}/update"] = dataclasses.asdict(program)
     found["stages"][stage.name] = {
-        "rows_per_device": stage.batch_size // parts,
+        "rows_per_device": rows,
+        "remat": remat,
         "step_seconds_estimate": program.seconds,
         "hours_estimate": program.seconds * stage.steps / 3600,
     }
@@ -183,10 +225,6 @@ def lines(found: dict[str, Any]) -> list[str]:
             shown.append(f"{name}: {key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else
                          f"{name}: {key.replace('_', ' ')} {value}")  # fmt: skip
     return [*shown, f"hours in all, at least {found['hours_estimate']:.3g}", *(f"  {x}" for x in found["assumptions"])]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def cli() -> None:

@@ -172,7 +172,6 @@ def show_work_gemma3_1b() -> stages.RunConfig:
                 steps=200,
                 prompts=32,
                 group=4,
-                remat="gate",
                 max_new_tokens=768,
                 phases=(
                     curriculum.Phase("easy", until=60, difficulties=("easy",)),
@@ -205,7 +204,6 @@ def think_first_gemma2_2b() -> stages.RunConfig:
                 steps=200,
                 prompts=8,
                 group=3,
-                remat="full",
                 max_new_tokens=768,
                 phases=(curriculum.Phase("mixed", until=0, difficulties=("easy", "medium", "hard")),),
                 rewards=show_work_rewards(over=200),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Literal
 
 Kind = Literal["local", "global"]
+BaseDtype = Literal["stored", "int8", "int4"]
 GEMMA2_PATTERN: tuple[Kind, ...] = ("local", "global")
 GEMMA3_PATTERN: tuple[Kind, ...] = ("local",) * 5 + ("global",)
 
@@ -17,7 +18,8 @@ GEMMA3_PATTERN: tuple[Kind, ...] = ("local",) * 5 + ("global",)
 class GemmaConfig:
     """Sizes and constants of one model.  A soft cap of 0 caps nothing.
 
-    `dtype` is what the model computes in; weights keep the dtype they are stored in.
+    `dtype` is what the model computes in; weights keep the dtype they are stored in, but for those of the einsums where
+    `base_dtype` asks for integers (models/quantised.py).
     """
 
     generation: Literal[2, 3]
@@ -39,6 +41,7 @@ class GemmaConfig:
     norm_epsilon: float = 1e-6
     max_length: int = 8192
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    base_dtype: BaseDtype = "stored"
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

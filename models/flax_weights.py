@@ -9,7 +9,7 @@ There is no config.json in it: the shapes tell which published model it is.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -48,8 +48,8 @@ def config(folder: str | pathlib.Path) -> model_config.GemmaConfig:
     raise ValueError(f"{folder}: no config.json, and its shapes are not those of {names}")
 
 
-def load(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> gemma.Params:
-    """Parameters of `model` laid out as `shardings`, in the dtype they are stored in.
+def arrays(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> Iterator[tuple[layout.Path, jax.Array]]:
+    """Each array of `model` with its path, laid out as `shardings` say, in the dtype it is stored in.
 
     Orbax reads every device's slice of each tensor; layers are stacked on the devices.  Raises ValueError naming all
     tensors that are missing, unexpected, or of another shape or dtype.
@@ -57,7 +57,6 @@ def load(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> gemm
     found, place_of = _described(folder)
     layout.refuse(folder, _differences(found, model))
     mesh = jax.tree.leaves(shardings)[0].mesh
-    params: gemma.Params = {}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=READ_GIGABYTES)) as reader:
         for leaf in _leaves(found, model):  # one at a time: the devices never hold the model twice
             wanted: Any = {}
@@ -75,8 +74,7 @@ def load(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> gemm
             assemble = _assembler(
                 places, leaf.letters, leaf.stacked, model.config.vocab_size, layout.at(shardings, leaf.path)
             )
-            layout.put(params, leaf.path, assemble(tensors).block_until_ready())
-    return params
+            yield leaf.path, assemble(tensors).block_until_ready()
 
 
 def save(folder: pathlib.Path, model: gemma.Model, params: gemma.Params) -> None:

@@ -10,6 +10,7 @@ compiled programs receive that dict.  Three ways through the same blocks:
 and two back to tokens, through the embedding, of which no logits are kept: `token_logprob` and `sample`.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from thinkfirst.kernels import on_mesh, prologue
 from thinkfirst.models import config as model_config
-from thinkfirst.models import kv_cache, layers, lora
+from thinkfirst.models import kv_cache, layers, lora, quantised
 from thinkfirst.models import remat as remat_lib
 
 Params = dict[str, Any]
@@ -84,6 +85,11 @@ class Model:
         parts = ["final_norm", *(f"stack_{i}" for i in range(len(config.stacks)))]
         self._graphs = {name: nnx.graphdef(getattr(module, name)) for name in parts}
 
+    @property
+    def stored(self) -> "Model":
+        """The same model with all weights as they are stored, none as integers."""
+        return Model(dataclasses.replace(self.config, base_dtype="stored"), self.mesh)
+
     def init(self, seed: int) -> Params:
         """Random parameters."""
         return nnx.to_pure_dict(nnx.state(Gemma(self.config, rngs=nnx.Rngs(seed))))
@@ -123,6 +129,8 @@ class Model:
                     owner = owner.setdefault(str(name), {})
                 if isinstance(node, layers.Einsum):
                     owner["weight"] = "L" + lora.split(node.spec).weight
+                    if self.config.base_dtype != "stored":
+                        owner["scale"] = "L" + quantised.letters(node.spec, self.config.base_dtype)
                 else:
                     owner["scale"] = "L" + node.letter
         return tree

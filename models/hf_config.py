@@ -124,6 +124,7 @@ def from_hf(raw: hf_fields.Raw) -> model_config.GemmaConfig:
         final_soft_cap=_soft_cap(text, "final_logit_softcapping"),
         norm_epsilon=hf_fields.positive(text, "rms_norm_eps"),
         dtype=_dtype(text),
+        base_dtype="stored",
         **{field: hf_fields.whole(text, key, most=_MAX_SIZE) for key, field in _SIZES.items()},
     )
     _check_published(config)

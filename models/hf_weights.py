@@ -38,8 +38,8 @@ class Tensors:
         return self._file_of[name].read(name, index)
 
 
-def load(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> gemma.Params:
-    """Parameters of `model` laid out as `shardings`, in the dtype they are stored in.
+def arrays(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> Iterator[tuple[layout.Path, jax.Array]]:
+    """Each array of `model` with its path, laid out as `shardings` say, in the dtype it is stored in.
 
     Every device gets its slice from the file.  Raises ValueError naming all tensors that are missing, unexpected, of
     another shape, or of no dtype of a weight.
@@ -50,16 +50,14 @@ def load(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> gemm
     expected = {stored.name: layout.shape(stored.axes, size) for leaf in leaves for stored in leaf.stored}
     found = {name: (entry.shape, entry.dtype) for name, entry in tensors.entries.items()}
     layout.refuse(folder, layout.differences(expected, found, tensor_file.FLOATS))
-    params: gemma.Params = {}
     for leaf in leaves:
         dtype = tensor_file.FLOATS[tensors.entries[leaf.stored[0].name].dtype]
         rows = (len(leaf.stored),) if leaf.stacked else ()
         whole = (*rows, *layout.shape(leaf.letters, size))
         read = functools.partial(_part, leaf, tensors, size)
-        layout.put(params, leaf.path, sharding.place(whole, dtype, layout.at(shardings, leaf.path), read))
+        yield leaf.path, sharding.place(whole, dtype, layout.at(shardings, leaf.path), read)
     if tensors.num_vision:
         print(f"{folder}: {tensors.num_vision} tensors of the vision tower are not read", flush=True)
-    return params
 
 
 def save(folder: pathlib.Path, model: gemma.Model, params: gemma.Params, *, shard_bytes: int = SHARD_BYTES) -> None:

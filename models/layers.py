@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels import prologue
 from thinkfirst.models import config as model_config
-from thinkfirst.models import lora, remat
+from thinkfirst.models import lora, quantised, remat
 
 # q, k, v as projected, and what queries and keys go through first -> context, cache
 Attend = Callable[[jax.Array, jax.Array, jax.Array, prologue.Prologue], tuple[jax.Array, Any]]
@@ -22,19 +22,28 @@ Turns = tuple[jax.Array, jax.Array]  # sine and cosine of RoPE's angles, [B, T, 
 
 
 class Einsum(nnx.Module):
-    """A weight and the einsum that applies it, e.g. "BTD,DNH->BTNH"."""
+    """A weight and the einsum that applies it, e.g. "BTD,DNH->BTNH"; integers have their scales beside them."""
 
-    def __init__(self, spec: str, shape: tuple[int, ...], *, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, spec: str, shape: tuple[int, ...], config: model_config.GemmaConfig, *, rngs: nnx.Rngs) -> None:
         self.spec = spec
         letters = lora.split(spec)
         fan_in = 1
         for letter, size in zip(letters.weight, shape, strict=True):
             fan_in *= size if letter in letters.contracted else 1
-        self.weight = nnx.Param((jax.random.normal(rngs.params(), shape) * fan_in**-0.5).astype(dtype))
+        drawn = (jax.random.normal(rngs.params(), shape) * fan_in**-0.5).astype(config.dtype)
+        if config.base_dtype == "stored":
+            self.weight = nnx.Param(drawn)
+        else:
+            held = quantised.quantise(drawn, spec, config.base_dtype)
+            self.weight, self.scale = nnx.Param(held["weight"]), nnx.Param(held["scale"])
 
     def __call__(self, x: Float[Array, "..."], factors: lora.Factors | None) -> Float[Array, "..."]:
         """x . W, plus (x . A) . B when factors are given."""
-        y = jnp.einsum(self.spec, x, self.weight[...].astype(x.dtype))
+        weight = self.weight[...]
+        if hasattr(self, "scale"):
+            y = quantised.product(self.spec, x, weight, self.scale[...])
+        else:
+            y = jnp.einsum(self.spec, x, weight.astype(x.dtype))
         return y if factors is None else y + lora.delta(self.spec, x, factors).astype(y.dtype)
 
 
@@ -64,10 +73,10 @@ class Attention(nnx.Module):
     def __init__(self, config: model_config.GemmaConfig, *, rngs: nnx.Rngs) -> None:
         self.epsilon = config.norm_epsilon
         d, n, k, h = config.width, config.num_heads, config.num_kv_heads, config.head_dim
-        self.query = Einsum("BTD,DNH->BTNH", (d, n, h), dtype=config.dtype, rngs=rngs)
-        self.key = Einsum("BTD,DKH->BTKH", (d, k, h), dtype=config.dtype, rngs=rngs)
-        self.value = Einsum("BTD,DKH->BTKH", (d, k, h), dtype=config.dtype, rngs=rngs)
-        self.output = Einsum("BTNH,NHD->BTD", (n, h, d), dtype=config.dtype, rngs=rngs)
+        self.query = Einsum("BTD,DNH->BTNH", (d, n, h), config, rngs=rngs)
+        self.key = Einsum("BTD,DKH->BTKH", (d, k, h), config, rngs=rngs)
+        self.value = Einsum("BTD,DKH->BTKH", (d, k, h), config, rngs=rngs)
+        self.output = Einsum("BTNH,NHD->BTD", (n, h, d), config, rngs=rngs)
         if config.query_key_norm:
             self.query_norm = RMSNorm(h, letter="H", epsilon=config.norm_epsilon, dtype=config.dtype)
             self.key_norm = RMSNorm(h, letter="H", epsilon=config.norm_epsilon, dtype=config.dtype)
@@ -95,9 +104,9 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: model_config.GemmaConfig, *, rngs: nnx.Rngs) -> None:
         d, f = config.width, config.ff_width
-        self.gate = Einsum("BTD,DF->BTF", (d, f), dtype=config.dtype, rngs=rngs)
-        self.up = Einsum("BTD,DF->BTF", (d, f), dtype=config.dtype, rngs=rngs)
-        self.down = Einsum("BTF,FD->BTD", (f, d), dtype=config.dtype, rngs=rngs)
+        self.gate = Einsum("BTD,DF->BTF", (d, f), config, rngs=rngs)
+        self.up = Einsum("BTD,DF->BTF", (d, f), config, rngs=rngs)
+        self.down = Einsum("BTF,FD->BTD", (f, d), config, rngs=rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"], factors: lora.Tree) -> Float[Array, "B T D"]:
         gate_BTF = remat.keep(self.gate(x_BTD, factors.get("gate")), "gate")

@@ -107,24 +107,28 @@ def letters(specs: Specs, adapter: Adapter) -> Adapter:
 
 
 def merge(params: Tree, adapter: Adapter, specs: Specs) -> Tree:
-    """Base parameters with W + scale * A B in place of every adapted W.
+    """Base parameters with W + scale * A B in place of every adapted W."""
+    merged = jax.tree.map(lambda x: x, params)
+    for path, factors in walk(adapter.factors):
+        owner = layout.at(merged, path)
+        owner["weight"] = merged_weight(owner["weight"], factors, specs[path][0], adapter.scale)
+    return merged
+
+
+def merged_weight(weight: jax.Array, factors: Factors, spec: str, scale: float) -> jax.Array:
+    """W + scale * A B of a stack of weights.
 
     The sum is taken in float32 and rounded to the dtype of W: a chain merged into a bfloat16 base is rounded once for
     each adapter, where `concatenate` of the chain is rounded once.
     """
-    merged = jax.tree.map(lambda x: x, params)
-    for path, factors in walk(adapter.factors):
-        owner = layout.at(merged, path)
-        letters = split(specs[path][0])
-        product = jnp.einsum(
-            f"L{letters.contracted}R,LR{letters.produced}->L{letters.weight}",
-            factors["a"],
-            factors["b"],
-            precision=jax.lax.Precision.HIGHEST,  # once per run, and a TPU would otherwise multiply in bfloat16
-        )
-        weight = owner["weight"]
-        owner["weight"] = (weight.astype(jnp.float32) + adapter.scale * product).astype(weight.dtype)
-    return merged
+    letters = split(spec)
+    product = jnp.einsum(
+        f"L{letters.contracted}R,LR{letters.produced}->L{letters.weight}",
+        factors["a"],
+        factors["b"],
+        precision=jax.lax.Precision.HIGHEST,  # once per run, and a TPU would otherwise multiply in bfloat16
+    )
+    return (weight.astype(jnp.float32) + scale * product).astype(weight.dtype)
 
 
 def concatenate(adapters: Sequence[Adapter]) -> Adapter:

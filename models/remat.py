@@ -25,6 +25,7 @@ from thinkfirst.kernels.flash_attention import residuals
 
 Name = Literal["none", "products", "gate", "narrow", "attention", "context", "full"]
 NAMES: tuple[Name, ...] = get_args(Name)
+Setting = Literal["auto", "none", "products", "gate", "narrow", "attention", "context", "full"]  # what a stage may ask
 PARTS = 8  # at most, of a text
 PART = 128  # tokens of a part at least: fewer would leave the matrix unit waiting for the weights
 _CONTEXT = residuals.NAMES
@@ -45,11 +46,10 @@ def keep(x: jax.Array, name: str) -> jax.Array:
     return ad_checkpoint.checkpoint_name(x, name)
 
 
-def checked(name: str) -> Name:
-    """The policy's name; ValueError lists those there are."""
-    if name not in NAMES:
-        raise ValueError(f"remat={name!r}: there is {', '.join(NAMES)}")
-    return name  # type: ignore[return-value]
+def check(setting: str) -> None:
+    """ValueError lists the settings there are."""
+    if setting not in (known := get_args(Setting)):
+        raise ValueError(f"remat={setting!r}: there is {', '.join(known)}")
 
 
 def by_tokens(function: Callable[[jax.Array], jax.Array], name: Name) -> Callable[[jax.Array], jax.Array]:

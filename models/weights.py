@@ -4,9 +4,11 @@ What can be known without reading a weight (`config`) is separate from reading t
 model are checked against each other first.
 """
 
+import functools
 import json
 import pathlib
 import shutil
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 
 from thinkfirst.core import files
 from thinkfirst.models import config as model_config
-from thinkfirst.models import flax_weights, gemma, hf_config, hf_weights, tokenizer
+from thinkfirst.models import flax_weights, gemma, hf_config, hf_weights, layout, lora, quantised, tokenizer
 
 Form = Literal["hf", "orbax"]
 GEMMA_IDS = hf_config.SpecialIds(bos_id=2, eos_ids=(1,), pad_id=0)  # of every published Gemma
@@ -37,10 +39,45 @@ def special_ids(folder: str | pathlib.Path) -> hf_config.SpecialIds:
     return GEMMA_IDS if _is_bare_flax(folder) else hf_config.special_ids(folder)
 
 
-def load(folder: str | pathlib.Path, model: gemma.Model, shardings: Any) -> gemma.Params:
-    """Parameters of `model`, each device's slice read straight onto it, in the dtype they are stored in."""
+def load(
+    folder: str | pathlib.Path, model: gemma.Model, shardings: Any, *, merged: Sequence[lora.Adapter] = ()
+) -> gemma.Params:
+    """Parameters of `model`, each device's slice read straight onto it, in the dtype they are stored in.
+
+    Adapters are `merged` into each array as it comes, and it is quantised then if the model asks for integers: the
+    devices never hold more than one array of them as it was stored.
+    """
     form = flax_weights if flax_weights.is_one(folder) else hf_weights
-    return form.load(folder, model, shardings)
+    return finished(form.arrays(folder, model, shardings), model, shardings, merged=merged)
+
+
+def finished(
+    arrays: Iterable[tuple[layout.Path, jax.Array]],
+    model: gemma.Model,
+    shardings: Any,
+    *,
+    merged: Sequence[lora.Adapter] = (),
+) -> gemma.Params:
+    """The tree of parameters from arrays as they were stored, with `merged` in them, quantised if the model asks."""
+    specs, kind = model.adapted(), model.config.base_dtype
+    factors = [(dict(lora.walk(adapter.factors)), adapter.scale) for adapter in merged]
+    params: gemma.Params = {}
+    for path, array in arrays:
+        owner = path[:-1]
+        if owner not in specs:
+            layout.put(params, path, array)
+            continue
+        spec, where = specs[owner][0], layout.at(shardings, owner)
+        for held, scale in factors:
+            if owner in held:
+                array = _merger(spec, scale, where["weight"])(array, held[owner])
+        if kind == "stored":
+            layout.put(params, path, array)
+        else:
+            integers = quantised.quantiser(spec, kind, where["weight"], where["scale"])(array)
+            layout.put(params, owner, jax.block_until_ready(integers))
+            array.delete()
+    return params
 
 
 def save(
@@ -73,6 +110,12 @@ def save(
 def num_parameters(params: Any) -> int:
     """Count of numbers in a tree of arrays or shapes."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+@functools.cache
+def _merger(spec: str, scale: float, where: jax.sharding.Sharding) -> Callable[..., jax.Array]:
+    """A program that adds an adapter's factors to a stack of weights."""
+    return jax.jit(functools.partial(lora.merged_weight, spec=spec, scale=scale), out_shardings=where)
 
 
 def _is_bare_flax(folder: str | pathlib.Path) -> bool:

@@ -1,9 +1,10 @@
 """From a recipe or a folder to a policy: tokenizer and model are checked against each other before a weight is read."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.core import sharding
 from thinkfirst.models import config as model_config
-from thinkfirst.models import gemma, peft, weights
+from thinkfirst.models import gemma, lora, peft, weights
 from thinkfirst.models import tokenizer as tokenizer_lib
 from thinkfirst.rl import policy, stages
 from thinkfirst.rl.data import source
@@ -24,16 +25,21 @@ def from_config(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: Dtype
     if config.adapters and not config.checkpoint:
         raise ValueError(f"adapters={','.join(config.adapters)} are of a base: set checkpoint=FOLDER too")
     if config.checkpoint:
-        subject = from_folder(config.checkpoint, mesh_lib.make(config.mesh), tokenizer=config.tokenizer, dtype=dtype)
+        subject = from_folder(
+            config.checkpoint,
+            mesh_lib.make(config.mesh),
+            tokenizer=config.tokenizer,
+            dtype=dtype,
+            base_dtype=config.base_dtype,
+        )
     else:
-        shape = _computing_in(dtype, _architecture(config.architecture))
+        shape = _asked_for(_architecture(config.architecture), dtype, config.base_dtype)
         words = _tokenizer(config, workdir, shape)
         tokenizer_lib.check_vocab(words, shape.vocab_size)
         devices = mesh_lib.make(config.mesh)
         model = gemma.Model(shape, devices)
-        layout = sharding.parameters(model.letters(), model.shapes(), devices)
-        params = jax.device_put(model.init(config.seed), layout)
-        subject = policy.Policy(model, words, devices, params, stop_ids=words.stop_ids)
+        reread = functools.partial(_drawn, config.seed)
+        subject = policy.Policy(model, words, devices, reread(model), stop_ids=words.stop_ids, reread=reread)
     subject = dataclasses.replace(
         subject,
         instruction=config.instruction,
@@ -45,13 +51,20 @@ def from_config(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: Dtype
     return subject
 
 
-def from_folder(folder: str | pathlib.Path, devices: Mesh, *, tokenizer: str = "", dtype: Dtype = "") -> policy.Policy:
+def from_folder(
+    folder: str | pathlib.Path,
+    devices: Mesh,
+    *,
+    tokenizer: str = "",
+    dtype: Dtype = "",
+    base_dtype: model_config.BaseDtype = "stored",
+) -> policy.Policy:
     """A checkpoint folder laid out on the mesh; it computes in `dtype`, by default the one its config names.
 
     The tokenizer is the folder's, or its parent's where Kaggle keeps it, unless another file is named.  A folder
     without one still serves rows of tokens.
     """
-    shape = _computing_in(dtype, weights.config(folder))
+    shape = _asked_for(weights.config(folder), dtype, base_dtype)
     words, special = _words_of(pathlib.Path(folder), tokenizer), weights.special_ids(folder)
     if words:
         tokenizer_lib.check_vocab(words, shape.vocab_size)
@@ -60,8 +73,8 @@ def from_folder(folder: str | pathlib.Path, devices: Mesh, *, tokenizer: str = "
     if beyond := [stop for stop in stop_ids if not 0 <= stop < shape.vocab_size]:
         raise ValueError(f"{folder}: stop id {beyond[0]} is outside the vocabulary of {shape.vocab_size}")
     model = gemma.Model(shape, devices)
-    params = weights.load(folder, model, sharding.parameters(model.letters(), model.shapes(), devices))
-    return policy.Policy(model, words, devices, params, stop_ids=stop_ids, source=str(folder))
+    reread = functools.partial(_read, folder)
+    return policy.Policy(model, words, devices, reread(model), stop_ids=stop_ids, source=str(folder), reread=reread)
 
 
 def merge_adapters(subject: policy.Policy, folders: Sequence[str]) -> None:
@@ -73,8 +86,26 @@ def merge_adapters(subject: policy.Policy, folders: Sequence[str]) -> None:
         subject.merge()
 
 
-def _computing_in(dtype: Dtype, shape: model_config.GemmaConfig) -> model_config.GemmaConfig:
-    return dataclasses.replace(shape, dtype=dtype) if dtype else shape
+def _read(folder: str | pathlib.Path, model: gemma.Model, merged: Sequence[lora.Adapter] = ()) -> gemma.Params:
+    return weights.load(folder, model, _layout(model), merged=merged)
+
+
+def _drawn(seed: int, model: gemma.Model, merged: Sequence[lora.Adapter] = ()) -> gemma.Params:
+    """Random weights; those of a base of integers are drawn as they would be stored."""
+    stored = jax.device_put(model.stored.init(seed), _layout(model.stored))
+    named = [(tuple(key.key for key in path), leaf) for path, leaf in jax.tree.leaves_with_path(stored)]
+    return weights.finished(named, model, _layout(model), merged=merged)
+
+
+def _layout(model: gemma.Model) -> Any:
+    assert model.mesh is not None
+    return sharding.parameters(model.letters(), model.shapes(), model.mesh)
+
+
+def _asked_for(
+    shape: model_config.GemmaConfig, dtype: Dtype, base_dtype: model_config.BaseDtype
+) -> model_config.GemmaConfig:
+    return dataclasses.replace(shape, dtype=dtype or shape.dtype, base_dtype=base_dtype)
 
 
 def _architecture(name: str) -> model_config.GemmaConfig:

@@ -18,7 +18,21 @@ import numpy as np
 from thinkfirst.core import config as config_lib
 from thinkfirst.core import files, hosts, mesh, owner, runtime, sharding
 from thinkfirst.models import weights
-from thinkfirst.rl import evaluate, guard, identity, loading, loop, optimizer, policy, report, sft, stages, trainer
+from thinkfirst.rl import (
+    evaluate,
+    guard,
+    identity,
+    loading,
+    loop,
+    optimizer,
+    plan_programs,
+    policy,
+    remat_choice,
+    report,
+    sft,
+    stages,
+    trainer,
+)
 from thinkfirst.rl.data import source
 
 Progress = dict[str, Any]  # {"stages": [...], "evaluations": [...]} as in final_results.json
@@ -58,10 +72,11 @@ def _run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget
             else:
                 taught = problems
             budget.check(f"{stage.name}: beginning")
-            step_fn, state = _training(subject, stage, taught, root, budget.check)
             if finished:
+                state, _ = _initial(subject, stage, root)
                 done = loop.restore(workdir, stage, state, stage.steps, made_of=made_of)
             else:
+                step_fn, state = _training(subject, stage, taught, root, budget.check)
                 done = loop.run(
                     workdir,
                     stage,
@@ -151,12 +166,15 @@ def _training(
 ) -> tuple[loop.Step, Any]:
     """(step function, initial state) of a training stage."""
     initial, transform = _initial(subject, stage, root)
+    if not isinstance(stage, stages.Pretrain):
+        trained = plan_programs.Trained.at_work(subject, transform, initial)
+        remat = remat_choice.settled(stage, trained, prompt=subject.max_prompt_tokens)
     if isinstance(stage, stages.Grpo):
-        return trainer.make_grpo_step(subject, stage, problems, root, transform, check=check), initial
+        return trainer.make_grpo_step(subject, stage, problems, root, transform, remat=remat, check=check), initial
     rates = optimizer.rates(stage.optimizer, stage.steps)
     pretrains = isinstance(stage, stages.Pretrain)
     if not pretrains:
-        update = sft.make_step(subject.model, transform, micro_batches=stage.micro_batches)
+        update = sft.make_step(subject.model, transform, micro_batches=stage.micro_batches, remat=remat)
         advance = lambda state, rows: update(*state, subject.params, rows)  # noqa: E731
     else:
         update = sft.make_pretrain_step(subject.model, transform, micro_batches=stage.micro_batches)
@@ -216,7 +234,7 @@ def _look(
         progress["evaluations"].append(evaluate.evaluate(subject, held_out, stage, key, check=check))
     else:
         hosts.say(f"{stage.name}: writing {stage.folder}")
-        weights.save(stage.folder, subject.model, subject.params, words=subject.words, source=subject.source)
+        weights.save(stage.folder, *subject.stored(), words=subject.words, source=subject.source)
     _remember(workdir, progress, stage, 0, time.perf_counter() - start)
 
 
@@ -236,7 +254,7 @@ def _results(
 ) -> dict[str, Any]:
     """Writes final_results.json, the curves and the report."""
     shape = subject.model.config
-    size = weights.num_parameters(subject.model.shapes()) / 1e6
+    size = weights.num_parameters(subject.model.stored.shapes()) / 1e6
     results = {
         "recipe": config.recipe,
         "seed": config.seed,

@@ -10,26 +10,24 @@ Memory is the compiler's: a program that is too large does not compile.  What el
 """
 
 import dataclasses
-import re
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from thinkfirst.kernels.cost import chips, flops, hlo
-from thinkfirst.models import remat as remat_lib
-from thinkfirst.rl import plan_programs, scheduler, stages
+from thinkfirst.kernels.cost import chips, flops
+from thinkfirst.rl import plan_cache, plan_programs, scheduler, stages
 
-SPARE = 0.98  # of the memory: what a prediction may take before it is tried
 FIRST_ROWS = (8, 32)  # micro-batches compiled to see what a row takes
 TRIES = 4
+NEAR = 50  # a fiftieth more rows is not worth a try
 MOST_ROWS = 1024  # a micro-batch has a million tokens then: more is of no use to anybody
 ASSUMPTIONS = (
     "every prompt and completion as long as the recipe allows",
     "matrix units at their peak, HBM at its bandwidth, whichever takes longer over a program",
     "no time for collectives, for the host, for rewards, evaluation, saving and compilation",
 )
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +65,41 @@ class Line:
         return int((size - self.base) // self.slope)
 
 
-def compiled(traced: Any, roof: chips.Roof, *, resident: int = 0, window: int = 0, devices: int = 1) -> Program:
-    """What the compiler says of a traced program."""
-    counted = flops.count(traced.jaxpr.jaxpr, window=window) // devices
-    return _measured(traced.lower(), roof, resident=resident, counted=counted)
+def flops_of(traced: Any, subject: plan_programs.Trained) -> int:
+    """FLOPs of a traced program on one device."""
+    return flops.count(traced.jaxpr.jaxpr, window=subject.model.config.window) // subject.mesh.size
 
 
-def rolled_out(stage: stages.Grpo, subject: plan_programs.Trained, roof: chips.Roof, **rooms: int) -> Program:
-    """The engine's program and the time of a whole rollout."""
-    shape = plan_programs.engine_shape(stage, subject, **rooms)
-    lowered = plan_programs.rollout(subject, shape)
-    found = _measured(lowered, roof, resident=on_device(subject.opt_state), counted=0)
-    weights = on_device(subject.params) + on_device(subject.adapter)
+def compiled(
+    traced: Any,
+    roof: chips.Roof,
+    *,
+    counted: int,
+    resident: int = 0,
+    cache: pathlib.Path | None = None,
+) -> Program:
+    """What the compiler says of a traced program of `counted` FLOPs, or said before (`cache`, see rl/plan_cache.py)."""
+    asked = plan_cache.compiled(traced.lower(), roof.name, cache)
+    moved = asked.bytes_accessed
+    over = max(0, asked.peak_bytes + resident - roof.hbm_bytes)
+    return Program(
+        argument_bytes=asked.argument_bytes,
+        temporary_bytes=asked.peak_bytes - asked.argument_bytes if asked.made else 0,
+        peak_bytes=asked.peak_bytes,
+        resident_bytes=resident,
+        fits=asked.made and not over,
+        over_bytes=over,
+        flops=counted,
+        bytes_accessed=moved,
+        seconds=max(counted / roof.flops_per_second, moved / roof.hbm_bytes_per_second),
+    )
+
+
+def rolled_out(
+    stage: stages.Grpo, subject: plan_programs.Trained, shape: scheduler.Shape, roof: chips.Roof, program: Program
+) -> Program:
+    """The engine's `program`, with the work and the time of a whole rollout."""
+    weights = plan_programs.on_device(subject.params) + plan_programs.on_device(subject.adapter)
     count = sum(leaf.size for leaf in jax.tree.leaves((subject.params, subject.adapter)))
     caches = jax.eval_shape(lambda: scheduler.empty(subject.model, shape))
     cached = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((caches.own, caches.resident)))
@@ -90,7 +111,7 @@ def rolled_out(stage: stages.Grpo, subject: plan_programs.Trained, roof: chips.R
     moved = weights + cached // tensor
     seconds = turns * max(of_turn / roof.flops_per_second, moved / roof.hbm_bytes_per_second)
     return dataclasses.replace(
-        found,
+        program,
         flops=turns * of_turn + of_prompts,
         bytes_accessed=turns * moved,
         seconds=seconds + of_prompts / roof.flops_per_second,
@@ -100,7 +121,8 @@ def rolled_out(stage: stages.Grpo, subject: plan_programs.Trained, roof: chips.R
 def largest(measure: Callable[[int], Program], limit: int) -> tuple[int, Line]:
     """(the most rows a device that fit, peak bytes by rows): two sizes, a straight line, then tried.
 
-    A size that fits, and leaves room for another row, corrects the line; after one that does not, the next is between.
+    Whatever was tried corrects the line, also a size that does not fit: the compiler says what it asked for.  For two
+    rows more in a hundred nothing is compiled.
     """
     known = {rows: measure(rows) for rows in FIRST_ROWS}
     fitting = max((rows for rows, program in known.items() if program.fits), default=0)
@@ -111,86 +133,16 @@ def largest(measure: Callable[[int], Program], limit: int) -> tuple[int, Line]:
         rows = max(fitting, min(line.most(limit), MOST_ROWS))
         if too_many is not None:
             rows = min(rows, fitting + max(1, 3 * (too_many - fitting) // 4))
-        if rows in (fitting, too_many):
+        if rows == too_many or rows - fitting <= fitting // NEAR:
             break
         tried = measure(rows)
+        end = (rows, _needs(tried))
         if tried.fits:
-            fitting, line = rows, Line.through(begin, (rows, _needs(tried)))
+            fitting, line, begin = rows, Line.through(begin, end), end
         else:
-            too_many = rows
+            too_many, line = rows, Line.through(begin, end)
     return fitting, line
-
-
-def chosen(
-    measure: Callable[[remat_lib.Name], Program], kept: Callable[[remat_lib.Name], int], full_bytes: float, limit: int
-) -> tuple[remat_lib.Name, Program]:
-    """The policy that computes the least again and still fits, and its program; "full", fit or not, if none does.
-
-    What it needs is foretold from what "full" needs and the bytes that each keeps, and then tried.
-    """
-    least = kept("full")
-    for name in remat_lib.NAMES[:-1]:
-        if full_bytes + kept(name) - least <= SPARE * limit:
-            program = measure(name)
-            if program.fits:
-                return name, program
-    return "full", measure("full")
-
-
-def on_device(tree: Any) -> int:
-    """Bytes that a tree of shapes with shardings takes on one device."""
-    parts = [(leaf, leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree)]
-    total = 0
-    for leaf, sizes in parts:
-        count = 1
-        for size in sizes:
-            count *= size
-        total += count * leaf.dtype.itemsize
-    return total
 
 
 def _needs(program: Program) -> int:
     return program.peak_bytes + program.resident_bytes
-
-
-def _measured(lowered: Any, roof: chips.Roof, *, resident: int, counted: int) -> Program:
-    try:
-        executable = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        peak = asked_bytes(str(error))
-        if peak is None:
-            raise ValueError(f"the compiler gave up: {' '.join(str(error).split())[:300]}") from error
-        return Program(
-            argument_bytes=0,
-            temporary_bytes=0,
-            peak_bytes=peak,
-            resident_bytes=resident,
-            fits=False,
-            over_bytes=peak + resident - roof.hbm_bytes,
-            flops=counted,
-            bytes_accessed=0,
-            seconds=counted / roof.flops_per_second,
-        )
-    memory = executable.memory_analysis()
-    peak, moved = memory.peak_memory_in_bytes, hlo.program_bytes(executable.as_text())
-    over = max(0, peak + resident - roof.hbm_bytes)
-    return Program(
-        argument_bytes=memory.argument_size_in_bytes,
-        temporary_bytes=peak - memory.argument_size_in_bytes,
-        peak_bytes=peak,
-        resident_bytes=resident,
-        fits=not over,
-        over_bytes=over,
-        flops=counted,
-        bytes_accessed=moved,
-        seconds=max(counted / roof.flops_per_second, moved / roof.hbm_bytes_per_second),
-    )
-
-
-def asked_bytes(message: str) -> int | None:
-    """What a program needs of the HBM by the compiler's error; None if the error is another."""
-    found = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm|\(([\d.]+)([KMG])\) exceeds available HBM", message)
-    if "RESOURCE_EXHAUSTED" not in message or found is None:
-        return None
-    number, unit = found[1] or found[3], found[2] or found[4]
-    return int(float(number) * _UNITS[unit])

@@ -1,4 +1,4 @@
-"""The programs of a recipe's stages, lowered for a TPU slice that is not there: no weights, no tokenizer, no data."""
+"""The programs of a recipe's stages, traced for a TPU slice that is not there: no weights, no tokenizer, no data."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,7 @@ from thinkfirst.core import sharding
 from thinkfirst.models import config as model_config
 from thinkfirst.models import gemma, kv_cache, lora
 from thinkfirst.models import remat as remat_lib
-from thinkfirst.rl import batch, learner, optimizer, rollout_program, scheduler, sft, spread, stages
+from thinkfirst.rl import batch, learner, optimizer, policy, rollout_program, scheduler, sft, spread, stages
 
 BUCKET = 128  # of a row's tokens, as the trainer trims them
 
@@ -30,9 +30,21 @@ class Trained:
     transform: optax.GradientTransformation
     opt_state: Any
 
+    @classmethod
+    def at_work(cls, subject: policy.Policy, transform: optax.GradientTransformation, state: Any) -> "Trained":
+        """What a policy's stage trains, from its arrays: `state` is the adapter and the optimiser's."""
+        shape_of = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)  # noqa: E731
+        params, (adapter, opt_state) = jax.tree.map(shape_of, (subject.params, tuple(state)))
+        return cls(subject.model, subject.mesh, params, adapter, transform, opt_state)
+
     @property
     def shards(self) -> int:
         return mesh_lib.num_row_shards(self.mesh)
+
+    @property
+    def num_bytes(self) -> int:
+        """What parameters, adapter and optimiser take on one device."""
+        return on_device((self.params, self.adapter, self.opt_state))
 
 
 def trained(shape: model_config.GemmaConfig, mesh: Mesh, stage: stages.Grpo | stages.Sft) -> Trained:
@@ -62,9 +74,9 @@ def engine_shape(stage: stages.Grpo, subject: Trained, *, prompt: int, lanes: in
 
 
 def rollout(subject: Trained, shape: scheduler.Shape) -> Any:
-    """The engine's program, lowered."""
+    """The engine's program, traced."""
     programs = rollout_program.Programs(subject.model, subject.mesh)
-    return programs.lower(shape, subject.params, subject.adapter)
+    return programs.trace(shape, subject.params, subject.adapter)
 
 
 def scoring(stage: stages.Grpo, subject: Trained, *, rows: int, prompt: int) -> Any:
@@ -85,25 +97,43 @@ def update(
     return step.trace(subject.adapter, subject.opt_state, subject.params, given, _temperature(subject.mesh))
 
 
-def imitation(stage: stages.Sft, subject: Trained) -> Any:
+def step(stage: stages.Grpo | stages.Sft, subject: Trained, *, prompt: int, remat: remat_lib.Name) -> Any:
+    """The stage's own update, traced."""
+    if isinstance(stage, stages.Sft):
+        return imitation(stage, subject, remat=remat)
+    rows = rows_per_device(stage, subject)
+    return update(stage, subject, rows=rows, prompt=prompt, remat=remat, micro_batches=stage.micro_batches)
+
+
+def imitation(stage: stages.Sft, subject: Trained, *, remat: remat_lib.Name) -> Any:
     """The SFT step, traced."""
     integers = lambda *sizes: np.zeros(sizes, np.int32)  # noqa: E731
     rows = batch.Sequences(
         integers(stage.batch_size, stage.num_tokens), integers(stage.batch_size), integers(stage.batch_size)
     )
     given = _on(rows, sharding.rows(subject.mesh))
-    step: Any = sft.make_step(subject.model, subject.transform, micro_batches=stage.micro_batches)
+    step: Any = sft.make_step(subject.model, subject.transform, micro_batches=stage.micro_batches, remat=remat)
     return step.trace(subject.adapter, subject.opt_state, subject.params, given)
 
 
-def kept_bytes(stage: stages.Grpo, subject: Trained, *, rows: int, prompt: int, remat: remat_lib.Name) -> int:
-    """Bytes a device keeps of the forward pass for the gradient, by tracing one period of layers."""
+def rows_per_device(stage: stages.Grpo | stages.Sft, subject: Trained) -> int:
+    """Rows of a micro-batch on one device; ValueError where the stage's do not spread evenly."""
+    rows = stage.prompts * stage.group if isinstance(stage, stages.Grpo) else stage.batch_size
+    parts = stage.micro_batches * subject.shards
+    if rows % parts:
+        raise ValueError(f"{stage.name}: {rows} rows cannot be cut into {parts} equal parts")
+    return rows // parts
+
+
+def kept_bytes(stage: stages.Grpo | stages.Sft, subject: Trained, *, prompt: int, remat: remat_lib.Name) -> int:
+    """Bytes a device keeps of a micro-batch's forward pass for the gradient, by tracing one period of layers."""
     shape = subject.model.config
     period = len(shape.pattern)
     model = gemma.Model(dataclasses.replace(shape, num_layers=period), subject.mesh)
     specs = model.adapted()
     adapter = jax.eval_shape(lambda key: lora.init(specs, key, rank=stage.lora.rank, alpha=1.0), jax.random.key(0))
-    tokens_BT = jax.ShapeDtypeStruct((rows * subject.shards, _width(stage, prompt)), jnp.int32)
+    width = _width(stage, prompt) if isinstance(stage, stages.Grpo) else stage.num_tokens
+    tokens_BT = jax.ShapeDtypeStruct((rows_per_device(stage, subject) * subject.shards, width), jnp.int32)
 
     def residuals(adapter: Any, params: Any, tokens_BT: jax.Array) -> Any:
         segment_BT = jnp.ones_like(tokens_BT)
@@ -132,6 +162,18 @@ def experience(stage: stages.Grpo, subject: Trained, rows: int, prompt: int) -> 
     return _on(found, sharding.rows(subject.mesh))
 
 
+def on_device(tree: Any) -> int:
+    """Bytes that a tree of shapes with shardings takes on one device."""
+    parts = [(leaf, leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree)]
+    total = 0
+    for leaf, sizes in parts:
+        count = 1
+        for size in sizes:
+            count *= size
+        total += count * _bits(leaf.dtype) // 8
+    return total
+
+
 def _width(stage: stages.Grpo, prompt: int) -> int:
     return -(-(prompt + stage.max_new_tokens) // BUCKET) * BUCKET
 
@@ -150,3 +192,8 @@ def _on(shapes: Any, shardings: Any) -> Any:
     if isinstance(shardings, NamedSharding):
         return jax.tree.map(lambda leaf: place(leaf, shardings), shapes)
     return jax.tree.map(place, shapes, shardings)
+
+
+def _bits(dtype: Any) -> int:
+    """Of a number on a TPU: NumPy has none smaller than a byte."""
+    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else dtype.itemsize * 8

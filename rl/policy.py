@@ -18,7 +18,8 @@ class Policy:
     """The model being trained.  `adapter` None is the base itself.
 
     `source` is the folder the base was read from, `merged` what has become part of it since; `words` may be missing as
-    long as nobody asks for text.
+    long as nobody asks for text.  `reread` gives the base as another model wants it, with adapters merged into what was
+    stored: a base of integers is never merged into.
     """
 
     model: gemma.Model
@@ -29,6 +30,7 @@ class Policy:
     adapter: lora.Adapter | None = None
     merged: tuple[lora.Adapter, ...] = ()
     source: str = ""
+    reread: Callable[[gemma.Model, Sequence[lora.Adapter]], gemma.Params] | None = None
     instruction: str = ""
     max_prompt_tokens: int = 512
     lanes: int = rollout.LANES
@@ -59,11 +61,24 @@ class Policy:
         """Makes the adapter part of the base."""
         if self.adapter is None:
             raise ValueError("there is no adapter to merge")
-        layout = jax.tree.map(lambda leaf: leaf.sharding, self.params)
-        specs = self.model.adapted()
-        merged = jax.jit(lambda params, adapter: lora.merge(params, adapter, specs), out_shardings=layout)
-        self.params, self.merged = merged(self.params, self.adapter), (*self.merged, self.adapter)
-        self.adapter = None
+        if self.model.config.base_dtype != "stored":
+            assert self.reread is not None
+            merged = (*self.merged, self.adapter)
+            self.params = {}  # makes room
+            self.params = self.reread(self.model, merged)
+        else:
+            layout = jax.tree.map(lambda leaf: leaf.sharding, self.params)
+            specs = self.model.adapted()
+            merge = jax.jit(lambda params, adapter: lora.merge(params, adapter, specs), out_shardings=layout)
+            self.params, merged = merge(self.params, self.adapter), (*self.merged, self.adapter)
+        self.merged, self.adapter = merged, None
+
+    def stored(self) -> tuple[gemma.Model, gemma.Params]:
+        """The base with all that was merged, and none of it as integers: what is exported."""
+        if self.model.config.base_dtype == "stored":
+            return self.model, self.params
+        assert self.reread is not None
+        return self.model.stored, self.reread(self.model.stored, self.merged)
 
     def prompts(self, problems: Sequence[batch.Problem]) -> batch.Prompts:
         """Tokenised prompts of problems, as host arrays padded to a bucket, `max_prompt_tokens` at most."""

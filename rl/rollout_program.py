@@ -32,8 +32,8 @@ class Programs:
         self.empty, self.begin, self.advance = map(functools.cache, (self._empty, self._begin, self._advance))
         self.parts = functools.cache(self._parts)
 
-    def lower(self, shape: scheduler.Shape, params: Any, adapter: Any, *, num_stop_ids: int = 8) -> Any:
-        """`advance` lowered for parameters given as shapes with their shardings."""
+    def trace(self, shape: scheduler.Shape, params: Any, adapter: Any, *, num_stop_ids: int = 8) -> Any:
+        """`advance` traced for parameters given as shapes with their shardings."""
         shards = mesh_lib.num_row_shards(self._mesh)
         rows, same = sharding.rows(self._mesh), sharding.replicated(self._mesh)
         caches = jax.eval_shape(lambda: scheduler.empty(self._model, shape))
@@ -56,7 +56,7 @@ class Programs:
             *(of_all(part, 0, rows) for part in (state.lanes, state.prompted, state.counts, state.rollout)),
         )
         call = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=same), call)
-        return self.advance(shape).lower(
+        return self.advance(shape).trace(
             state, (params, adapter), of_all(queue, 0, rows), of_all(ended_B, 0, rows), call
         )
 

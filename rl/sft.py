@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from thinkfirst.models import gemma, lora
+from thinkfirst.models import remat as remat_lib
 from thinkfirst.rl import batch, update
 
 
@@ -34,13 +35,19 @@ def collate(rows: Sequence[tuple[list[int], list[int]]], num_tokens: int) -> bat
 
 
 def completion_logprob(
-    model: gemma.Model, params: gemma.Params, adapter: lora.Adapter | None, rows: batch.Sequences
+    model: gemma.Model,
+    params: gemma.Params,
+    adapter: lora.Adapter | None,
+    rows: batch.Sequences,
+    *,
+    remat: remat_lib.Name = "none",
 ) -> tuple[Float[Array, "B _"], Bool[Array, "B _"]]:
     """(log-prob of every token but the first, where it belongs to the completion)."""
     tokens_BT = jnp.asarray(rows.tokens_BT)
     num_tokens = tokens_BT.shape[1]
     valid_BT = batch.length_mask(rows.length_B, num_tokens)
-    hidden_BTD = model.hidden(params, tokens_BT, segment_BT=valid_BT.astype(jnp.int32), adapter=adapter)
+    segment_BT = valid_BT.astype(jnp.int32)
+    hidden_BTD = model.hidden(params, tokens_BT, segment_BT=segment_BT, adapter=adapter, remat=remat)
     logp_BT, _ = model.token_logprob(params, hidden_BTD[:, :-1], tokens_BT[:, 1:])
     return logp_BT, (valid_BT & ~batch.length_mask(rows.prompt_length_B, num_tokens))[:, 1:]
 
@@ -55,7 +62,11 @@ def loss(
 
 
 def make_step(
-    model: gemma.Model, transform: optax.GradientTransformation, *, micro_batches: int = 1
+    model: gemma.Model,
+    transform: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
+    remat: remat_lib.Name = "none",
 ) -> Callable[..., Any]:
     """step(adapter, opt_state, params, rows) -> adapter', opt_state', metrics; the first two are donated.
 
@@ -64,7 +75,7 @@ def make_step(
     """
 
     def step(adapter: lora.Adapter, opt_state: Any, params: gemma.Params, rows: batch.Sequences) -> Any:
-        logprob = lambda adapter, part: completion_logprob(model, params, adapter, part)  # noqa: E731
+        logprob = lambda adapter, part: completion_logprob(model, params, adapter, part, remat=remat)  # noqa: E731
         return _step(transform, logprob, (adapter, opt_state), rows, micro_batches)
 
     return jax.jit(step, donate_argnums=(0, 1))

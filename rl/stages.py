@@ -5,6 +5,7 @@ import typing
 
 from thinkfirst.core import checkpoint as checkpoint_lib
 from thinkfirst.core import mesh as mesh_lib
+from thinkfirst.models import config as model_config
 from thinkfirst.models import remat as remat_lib
 from thinkfirst.rl import advantage as advantage_lib
 from thinkfirst.rl import curriculum, objective, optimizer
@@ -61,7 +62,11 @@ class Pretrain:
 
 @dataclasses.dataclass(frozen=True)
 class Sft:
-    """A fresh adapter trained to imitate demonstrations; `num_tokens` is the padded length of a row."""
+    """A fresh adapter trained to imitate demonstrations; `num_tokens` is the padded length of a row.
+
+    Layers keep for the gradient what `remat` says (models/remat.py); "auto" is settled for the chip by
+    rl/remat_choice.py, here and in GRPO.
+    """
 
     optimizer: optimizer.OptimizerConfig
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
@@ -70,10 +75,12 @@ class Sft:
     batch_size: int = 32
     num_tokens: int = 512
     micro_batches: int = 1
+    remat: remat_lib.Setting = "auto"
     max_bad_steps: int = 3
     save_every: int = 20
 
     def __post_init__(self) -> None:
+        remat_lib.check(self.remat)
         _at_least(self, steps=1, batch_size=1, num_tokens=2, micro_batches=1, max_bad_steps=1, save_every=1)
 
 
@@ -126,7 +133,7 @@ class Grpo:
     prompts: int = 16
     group: int = 4
     micro_batches: int = 1
-    remat: remat_lib.Name = "none"
+    remat: remat_lib.Setting = "auto"
     num_iterations: int = 1
     max_new_tokens: int = 256
     temperature: float = 1.0
@@ -155,7 +162,7 @@ class Grpo:
             raise ValueError(f"Grpo {self.name}: top_p={self.top_p} must lie in (0, 1]")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"Grpo {self.name}: min_p={self.min_p} must lie in [0, 1]")
-        remat_lib.checked(self.remat)
+        remat_lib.check(self.remat)
         if self.advantage not in (names := typing.get_args(advantage_lib.Name)):
             raise ValueError(f"Grpo {self.name}: advantage={self.advantage!r} is none of {', '.join(names)}")
         if self.prompts * self.group % self.micro_batches:
@@ -208,7 +215,8 @@ class RunConfig:
     `checkpoint` is a Hugging Face folder; without one the model is random, of the shape `architecture` names in
     `models/config.py`.  `adapters` are folders of PEFT, merged in order into the checkpoint as it is read.
     `tokenizer` defaults to the checkpoint's; a run that pre-trains makes its own.  `lanes` completions are decoded side
-    by side on each data shard; `int8_cache` keeps their keys and values as 8-bit integers.
+    by side on each data shard; `int8_cache` keeps their keys and values as 8-bit integers, and `base_dtype` the base's
+    weights as integers (models/quantised.py): not for a run that pre-trains.
     """
 
     recipe: str
@@ -217,6 +225,7 @@ class RunConfig:
     checkpoint: str = ""
     adapters: tuple[str, ...] = ()
     architecture: str = ""
+    base_dtype: model_config.BaseDtype = "stored"
     tokenizer: str = ""
     instruction: str = ""
     max_prompt_tokens: int = 512
@@ -232,6 +241,8 @@ class RunConfig:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"{self.recipe}: stages must have names of their own: {names}")
+        if self.base_dtype != "stored" and any(isinstance(stage, Pretrain) for stage in self.stages):
+            raise ValueError(f"{self.recipe}: pre-training needs base_dtype=stored; {self.base_dtype} is not trained")
         if self.lanes < 1:
             raise ValueError(f"lanes={self.lanes} must be at least 1")
         if self.seed < 0:

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from thinkfirst.core import metrics, sharding
+from thinkfirst.models import remat as remat_lib
 from thinkfirst.rl import (
     advantage,
     batch,
@@ -40,13 +41,15 @@ def make_grpo_step(
     root: jax.Array,
     transform: optax.GradientTransformation,
     *,
+    remat: remat_lib.Name,
     grade: samples.Grader | None = None,
     check: Callable[[str], None] = lambda where: None,
 ) -> loop.Step:
     """Step function of the stage; its state is the adapter and that of the optimiser `transform`.
 
-    `grade` is what the stage's settings name (rl/grading.py), where it is not given.  `check` is
-    called wherever a step may still be left, and may raise; an update that was begun is made, in all its iterations.
+    `remat` is what the stage's own comes to on this mesh (rl/remat_choice.py); `grade` is what the stage's settings
+    name (rl/grading.py), where it is not given.  `check` is called wherever a step may still be left, and may raise; an
+    update that was begun is made, in all its iterations.
     """
     for phase in stage.phases:
         for difficulty in phase.difficulties:
@@ -59,7 +62,7 @@ def make_grpo_step(
         max_new_tokens=stage.max_new_tokens,
     )
     sampler = samples.Sampler(subject, stage, problems, sampling, root, grade or grading.make(stage), check)
-    advance = _make_updates(subject, stage, transform, sampling)
+    advance = _make_updates(subject, stage, transform, sampling, remat)
     rates = optimizer.rates(stage.optimizer, stages.num_updates(stage)).reshape(-1, stage.num_iterations)
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
@@ -137,16 +140,18 @@ def experience(
 
 
 def _make_updates(
-    subject: policy.Policy, stage: stages.Grpo, transform: optax.GradientTransformation, sampling: batch.Sampling
+    subject: policy.Policy,
+    stage: stages.Grpo,
+    transform: optax.GradientTransformation,
+    sampling: batch.Sampling,
+    remat: remat_lib.Name,
 ) -> Callable[..., Any]:
     """advance(state, experience) -> adapter', optimiser state', metrics, names of what was not finite.
 
     The old log-probs are the same in all iterations: those of the sampler, or with a correction for it those of the
     learner's own policy before the first.  With one iteration that is the policy being updated, and nothing is scored.
     """
-    update = learner.make_step(
-        subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=stage.remat
-    )
+    update = learner.make_step(subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=remat)
     score = learner.make_scorer(subject.model, micro_batches=stage.micro_batches)
     temperature = sharding.everywhere(sampling.temperature, subject.mesh)
 

@@ -15,6 +15,11 @@ def layout(topology, *, data=-1, fsdp=1, tensor=1):
     return mesh.make(mesh.MeshConfig(data=data, fsdp=fsdp, tensor=tensor), mesh.described(topology))
 
 
+def cpu():
+    """A mesh over the CPU devices of this process."""
+    return mesh.make(mesh.MeshConfig())
+
+
 def single(topology):
     """The layout of arrays on the first device of a slice."""
     return jax.sharding.SingleDeviceSharding(mesh.described(topology)[0])

@@ -23,6 +23,10 @@ def test_a_tiny_recipe_is_planned(tmp_path, capsys):
     assert found["fits"]
     assert set(found["programs"]) == {"sft/update", "grpo/rollout", "grpo/scoring", "grpo/update"}
     assert all(program["peak_bytes"] > 0 and program["seconds"] > 0 for program in found["programs"].values())
+    stage = found["stages"]["grpo"]
+    assert stage["remat"] == "full"  # as the recipe says; SFT leaves it to the plan, and everything fits
+    assert found["stages"]["sft"]["remat"] == "none"
+    assert stage["flops_by_those_without_remat"] > 1
     assert found["largest_micro_batch_rows_per_device"] > found["stages"]["grpo"]["rows_per_device"]
     assert "hours in all" in capsys.readouterr().out
 

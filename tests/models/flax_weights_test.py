@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from thinkfirst.core import mesh, sharding
-from thinkfirst.models import config, flax_weights, gemma, hf_config, layout
+from thinkfirst.models import config, flax_weights, gemma, hf_config, layout, weights
 
 pytestmark = pytest.mark.slow
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
@@ -79,7 +79,7 @@ def test_there_and_back(name, dtype, tmp_path):
     model, where, params = setting(tiny(name, dtype=dtype))
     flax_weights.save(tmp_path / "out", model, params)
     assert flax_weights.is_one(tmp_path / "out") and not flax_weights.is_one(GOLDEN / name)
-    same(flax_weights.load(tmp_path / "out", model, where), params)
+    same(weights.load(tmp_path / "out", model, where), params)
     jax.tree.map(np.testing.assert_array_equal, read_back(tmp_path / "out"), stored(model, params))
 
 
@@ -99,14 +99,14 @@ def bare(tree):
 @pytest.mark.parametrize("way", [nested, bare, lambda tree: {"params": nested(bare(tree))}])
 def test_the_ways_in_which_it_is_written(way, tmp_path):
     model, where, params = setting(tiny("hf_gemma3"))
-    same(flax_weights.load(written(tmp_path / "out", way(stored(model, params))), model, where), params)
+    same(weights.load(written(tmp_path / "out", way(stored(model, params))), model, where), params)
 
 
 def test_gating_that_is_not_transposed(tmp_path):
     model, where, params = setting(tiny("hf_gemma2"))
     tree = stored(model, params, transposed=False)
     assert tree[GATING]["w"].shape == (2, 16, 24)
-    same(flax_weights.load(written(tmp_path / "out", tree), model, where), params)
+    same(weights.load(written(tmp_path / "out", tree), model, where), params)
 
 
 @pytest.mark.parametrize("ours, theirs", sorted(flax_weights.PUBLISHED_ROWS.items()))
@@ -119,7 +119,7 @@ def test_rows_of_a_published_embedding(ours, theirs, tmp_path):
     both = min(ours, theirs)
     np.testing.assert_array_equal(table[:both], np.asarray(params["embedding"])[:both])
     assert not table[both:].any()
-    again = flax_weights.load(tmp_path / "out", model, where)["embedding"]
+    again = weights.load(tmp_path / "out", model, where)["embedding"]
     np.testing.assert_array_equal(again[:both], params["embedding"][:both])
     assert again.shape == (ours, 2) and not np.asarray(again[both:]).any()
 
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_named(tmp_path, change, message):
     tree = stored(model, params)
     change(tree)
     with pytest.raises(ValueError, match=message):
-        flax_weights.load(written(tmp_path / "out", tree), model, where)
+        weights.load(written(tmp_path / "out", tree), model, where)
 
 
 def test_vision_is_passed_over(tmp_path):
@@ -166,7 +166,7 @@ def test_vision_is_passed_over(tmp_path):
     tree = stored(model, params)
     tree["transformer/embedder/mm_input_projection"] = {"w": jnp.ones(2)}
     tree["SigLiPFromPatches_0/siglip_encoder/x"] = {"w": jnp.ones(3)}
-    same(flax_weights.load(written(tmp_path / "out", tree), model, where), params)
+    same(weights.load(written(tmp_path / "out", tree), model, where), params)
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):
@@ -174,5 +174,5 @@ def test_a_broken_checkpoint_is_named(tmp_path):
     flax_weights.save(tmp_path / "out", model, params)
     (tmp_path / "out" / "_METADATA").write_text("{oops")
     with pytest.raises(ValueError, match="not an Orbax checkpoint that can be read"):
-        flax_weights.load(tmp_path / "out", model, where)
+        weights.load(tmp_path / "out", model, where)
     shutil.rmtree(tmp_path / "out" / "d")

@@ -31,7 +31,7 @@ def opened(folder, *, data=1, fsdp=1, tensor=1):
 
 
 def load(folder, **axes):
-    return hf_weights.load(folder, *opened(folder, **axes))
+    return weights.load(folder, *opened(folder, **axes))
 
 
 def tensors(folder):
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_named(changed, change, message):
 
 def test_the_weights_of_another_model_are_refused():
     with pytest.raises(ValueError, match=r"unexpected model\.layers\.0\.self_attn\.k_norm\.weight"):
-        hf_weights.load(GOLDEN / "hf_gemma3", *opened(GOLDEN / "hf_gemma2"))
+        weights.load(GOLDEN / "hf_gemma3", *opened(GOLDEN / "hf_gemma2"))
 
 
 @pytest.mark.parametrize(

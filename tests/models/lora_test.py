@@ -14,7 +14,7 @@ from flax import nnx
 import stepwise
 import tolerance
 from thinkfirst.core import mesh, sharding
-from thinkfirst.models import gemma, hf_config, layers, layout, lora
+from thinkfirst.models import config, gemma, hf_config, layers, layout, lora
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
@@ -119,7 +119,7 @@ def test_the_scale_is_alpha_over_rank():
     factors = {"a": jnp.array([[[1.0, 0.0], [2.0, 1.0]]]), "b": jnp.array([[[3.0, 5.0], [1.0, -1.0]]])}
     adapter = dataclasses.replace(adapter, factors={"up": factors})
     weight_LDF, x_BTD = jnp.array([[[1.0, 2.0], [3.0, 4.0]]]), jnp.array([[[1.0, 10.0]]])
-    up = layers.Einsum("BTD,DF->BTF", (2, 2), dtype="float32", rngs=nnx.Rngs(0))
+    up = layers.Einsum("BTD,DF->BTF", (2, 2), config.demo_gemma3(), rngs=nnx.Rngs(0))
     up.weight[...] = weight_LDF[0]
     first = jax.tree.map(lambda leaf: leaf[0], lora.scaled(adapter)["up"])
     tolerance.assert_close(up(x_BTD, first), [[[67.5, 89.5]]])

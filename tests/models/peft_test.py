@@ -13,7 +13,7 @@ import safetensors.numpy
 import checkpoints
 import peft_folder
 import tolerance
-from thinkfirst.models import hf_weights, lora, peft
+from thinkfirst.models import hf_weights, lora, peft, weights
 
 NAMES = ("hf_gemma2", "hf_gemma3")
 
@@ -39,7 +39,7 @@ def params_of(folder, model, tensors):
     """Our tree of a base with these tensors."""
     folder.mkdir()
     safetensors.numpy.save_file(tensors, folder / hf_weights.SINGLE)
-    return hf_weights.load(folder, model, checkpoints.layout(model))
+    return weights.load(folder, model, checkpoints.layout(model))
 
 
 def assert_adds(model, name, folder, tmp_path, *, scale):

@@ -1,4 +1,5 @@
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -41,5 +42,9 @@ def test_policies_are_in_order_of_memory_and_of_what_is_computed_again():
 
 
 def test_an_unknown_policy_lists_the_known():
-    with pytest.raises(ValueError, match="remat='half': there is none, products, gate"):
-        remat.checked("half")
+    with pytest.raises(ValueError, match="remat='half': there is auto, none, products, gate"):
+        remat.check("half")
+
+
+def test_a_stage_may_ask_for_any_policy():
+    assert typing.get_args(remat.Setting) == ("auto", *remat.NAMES)

@@ -1,6 +1,7 @@
 """What the GRPO step of Gemma 3 1B takes, at the rows and the rank that the whole model is measured with."""
 
 import dataclasses
+import math
 
 import jax
 import pytest
@@ -24,11 +25,11 @@ def quick_compiler():
     jax.config.update("jax_exec_time_optimization_effort", 0.0)
 
 
-def trained(*, num_layers):
+def trained(*, num_layers, base_dtype="stored"):
     """(stage, model and what it trains): rows of 256 + 768 tokens, rank 64 on all projections."""
     (stage,) = [stage for stage in recipes.show_work_gemma3_1b().stages if stage.name == "grpo"]
     stage = dataclasses.replace(stage, lora=dataclasses.replace(stage.lora, rank=64))
-    shape = dataclasses.replace(config.gemma3_1b(), num_layers=num_layers)
+    shape = dataclasses.replace(config.gemma3_1b(), num_layers=num_layers, base_dtype=base_dtype)
     return stage, plan_programs.trained(shape, slices.layout("v5e:2x4"), stage)
 
 
@@ -37,7 +38,7 @@ def trained(*, num_layers):
 def test_a_row_takes_little_memory(quick_compiler):
     stage, subject = trained(num_layers=LAYERS)
     traced = plan_programs.update(stage, subject, rows=32, prompt=PROMPT, remat="full")
-    found = plan.compiled(traced, chips.ROOFS["v5e"], window=512, devices=8)
+    found = plan.compiled(traced, chips.ROOFS["v5e"], counted=0)
     assert found.fits
     stream = 1024 * subject.model.config.width * 2
     # what is left after each layer's input is what the gradient of one layer, or of the log-probs, has alive
@@ -54,3 +55,19 @@ def test_at_sixteen_rows_little_is_computed_again():
         return flops.count(traced.jaxpr.jaxpr, window=512)
 
     assert count("gate") < 1.15 * count("none")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the TPU compiler takes its time
+@pytest.mark.parametrize(("base_dtype", "bits"), [("int8", 8), ("int4", 4.5)])
+def test_a_base_of_integers_takes_its_bits_and_no_copy(quick_compiler, base_dtype, bits):
+    """The step of two layers, compiled; the embedding stays in bfloat16."""
+    stage, subject = trained(num_layers=LAYERS, base_dtype=base_dtype)
+    traced = plan_programs.update(stage, subject, rows=1, prompt=PROMPT, remat="full")
+    found = plan.compiled(traced, chips.ROOFS["v5e"], counted=0)
+    weights = sum(math.prod(shape) for _, shape in subject.model.adapted().values())
+    few = 2 * 10 * LAYERS * subject.model.config.ff_width * 4  # scales of channels, norms
+    rest = 2 * math.prod(subject.params["embedding"].shape) + 3 * plan_programs.on_device(subject.adapter)
+    rest += plan_programs.on_device(plan_programs.experience(stage, subject, subject.shards, PROMPT))
+    print(f"{base_dtype}: {found.argument_bytes - rest} bytes for {weights} weights, {found.temporary_bytes} temporary")
+    assert abs(found.argument_bytes - rest - weights * bits / 8) < few + 2e6  # arrays are padded to whole tiles

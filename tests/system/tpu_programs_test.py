@@ -92,7 +92,7 @@ def test_the_engine_fits_takes_the_kernels_and_keeps_no_logits(topology, memory,
     devices, whole = slices.layout(topology), make()
     few = dataclasses.replace(whole, num_layers=2, pattern=("local", "global"))
     model, params, factors = slices.policy(few, devices)
-    compiled = rollout_program.Programs(model, devices).lower(engine_shape(lanes), params, factors).compile()
+    compiled = rollout_program.Programs(model, devices).trace(engine_shape(lanes), params, factors).lower().compile()
     text, temporary = compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes
     assert len(kernels_of(text)) >= 5  # attention of two prefilled layers and of two decoded ones, and the sampler
     assert f"[{lanes},{few.vocab_size}]" not in text
@@ -108,5 +108,5 @@ def test_logits_are_kept_where_tokens_may_be_dropped():
     """So the test above would see them."""
     few = dataclasses.replace(config.gemma3_1b(), num_layers=1, pattern=("local",))
     model, params, factors = slices.policy(few, slices.layout("v5e:2x4"))
-    lowered = rollout_program.Programs(model, model.mesh).lower(engine_shape(48, truncated=True), params, factors)
-    assert f"[48,{few.vocab_size}]" in lowered.compile().as_text()
+    traced = rollout_program.Programs(model, model.mesh).trace(engine_shape(48, truncated=True), params, factors)
+    assert f"[48,{few.vocab_size}]" in traced.lower().compile().as_text()
