@@ -19,12 +19,14 @@ LAYERS := core kernels models rl launch
 READY := .venv/.ok
 TRITON := .venv/.triton-ok
 
-.PHONY: help demo demo-small demo-base crash bench bench-kernels block-sizes bench-tunix tunix-env test quick lint types wheel-check build-file golden parity clean
+.PHONY: help demo demo-small demo-base pipelines ablate crash bench bench-kernels block-sizes bench-tunix tunix-env test quick lint types wheel-check build-file golden parity clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         train a tiny Gemma 3 on this machine (SEED=0, ARGS='--set key=value')"
 	@echo "make demo-small   the same, smaller: what .ci/run does"
+	@echo "make pipelines    both pipelines whole, on this machine: SFT, GRPO, gates, distillation, reports (12 minutes)"
+	@echo "make ablate       what each part of the reward does (ARGS=--train: in training runs, hours)"
 	@echo "make demo-base    pretrain the base model that the demo starts from"
 	@echo "make bench        check the kernels, then time what this machine can run"
 	@echo "make bench-kernels    estimated TPU cycles of the kernels and their peers (no TPU needed; CHIPS='v5e v5p v6e')"
@@ -44,6 +46,14 @@ demo: $(READY)
 
 demo-small: $(READY)
 	$(BIN)/python -m thinkfirst.launch.train --recipe=demo_small --workdir=runs/demo_small --set seed=$(SEED) $(ARGS)
+
+# No data, no download: a tiny Gemma and problems made here, by the code and stages of a run on a slice.
+pipelines: $(READY)
+	$(BIN)/python -m thinkfirst.launch.train --recipe=show_work_tiny --set seed=$(SEED) $(ARGS)
+	$(BIN)/python -m thinkfirst.launch.train --recipe=think_first_tiny --set seed=$(SEED) $(ARGS)
+
+ablate: $(READY)
+	$(BIN)/python -m thinkfirst.launch.ablate $(ARGS)
 
 demo-base: $(READY)
 	$(BIN)/python -m thinkfirst.launch.train --recipe=demo_base --set seed=$(SEED) $(ARGS)

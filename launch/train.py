@@ -16,8 +16,10 @@ import jax
 from absl import flags
 
 from thinkfirst.core import config, hosts, runtime, watchdog
-from thinkfirst.launch import recipes, restart
-from thinkfirst.rl import guard, loop, pipeline, report, stages
+from thinkfirst.launch import judging, recipes, restart
+from thinkfirst.rl import gate, guard, loop, pipeline, report, stages
+from thinkfirst.rl.data import source
+from thinkfirst.rl.rewards import code
 
 
 def define_flags() -> flags.FlagValues:
@@ -86,13 +88,27 @@ def _train(line: flags.FlagValues, connect: Callable[..., None] | None) -> int:
     runtime.split_cpu(chosen.cpu_devices)
     runtime.use_compile_cache()
     watchdog.start(budget, line.hang_seconds)
-    if connect is not None:
-        connect(line.coordinator, line.num_processes, line.process, heartbeat_seconds=line.heartbeat_seconds)
+    problems = source.make(chosen.data, chosen.seed)
+    with judging.judge(needed=problems.runs_code) as judge:  # before anything of JAX starts
+        if connect is not None:
+            connect(line.coordinator, line.num_processes, line.process, heartbeat_seconds=line.heartbeat_seconds)
+        return _run(chosen, workdir, budget, problems=problems, judge=judge)
+
+
+def _run(
+    chosen: stages.RunConfig,
+    workdir: pathlib.Path,
+    budget: runtime.Budget,
+    *,
+    problems: source.Source,
+    judge: code.Judge | None,
+) -> int:
+    """The exit status of the run itself."""
     print(f"recipe {chosen.recipe}, seed {chosen.seed}: reads {_inputs(chosen)}; writes {workdir}/", flush=True)
     for note in chosen.notes:
         print("  " + note.format(slip_share=chosen.data.slip_share))
     try:
-        results = pipeline.run(chosen, workdir, budget)
+        results = pipeline.run(chosen, workdir, budget, problems=problems, judge=judge)
     except loop.OutOfBudget:
         why = "told to end" if budget.preempted else "stopped as asked"
         print(f"{why}; the same command goes on from here ({workdir})", flush=True)
@@ -100,29 +116,34 @@ def _train(line: flags.FlagValues, connect: Callable[..., None] | None) -> int:
     if not hosts.is_first():
         return 0
     print("\n" + report.summary_table(results))
+    print("\n".join(["", *(f"{row['name']}: {gate.line(row)}" for row in results["gates"])]))
     print("\n".join(_showcase(results)))
     print(f"\n{workdir}/report.html  {workdir}/plots/learning_curves.png  {workdir}/final_results.json")
     return 0
 
 
 def _inputs(chosen: stages.RunConfig) -> str:
-    paths = [chosen.checkpoint, chosen.tokenizer, chosen.data.train, chosen.data.eval]
+    paths = [chosen.checkpoint, chosen.tokenizer]
+    for data in (chosen.data, *(stage.data for stage in chosen.stages if isinstance(stage, stages.Distill))):
+        paths += [data.train, data.eval, *(path for part in data.parts for path in (part.train, part.eval))]
     return ", ".join(path for path in paths if path) or "nothing"
 
 
 def _showcase(results: dict) -> list[str]:
-    """One held-out question of each difficulty with every stage's completion."""
+    """One held-out question of each domain and difficulty with every stage's completion."""
     lines: list[str] = []
     seen: set[str] = set()
     for place, sample in enumerate(results["evaluations"][0]["samples"] if results["evaluations"] else []):
-        if sample["difficulty"] in seen:
+        level = f"{sample['domain']}, {sample['difficulty']}"
+        if level in seen:
             continue
-        seen.add(sample["difficulty"])
-        lines += ["", f"[{sample['difficulty']}] {sample['question']}  (answer: {sample['answer']})"]
+        seen.add(level)
+        lines += ["", f"[{level}] {sample['question']}  (answer: {sample['answer']})"]
         for evaluation in results["evaluations"]:
             shown = evaluation["samples"][place]
-            mark = "right" if shown["correct"] else "wrong"
-            lines.append(f"  {evaluation['stage']:>5} {mark}: {shown['completion']!r}")
+            score = shown["score"]
+            mark = "right" if shown["correct"] else "wrong" if not score else f"{score:.2f}"
+            lines.append(f"  {evaluation['stage']:>8} {mark}: {shown['completion']!r}")
     return lines
 
 

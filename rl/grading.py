@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from thinkfirst.rl import batch, curriculum, stages
-from thinkfirst.rl.rewards import composite, fault, parse, reward, think_first, user
+from thinkfirst.rl.rewards import code, composite, domains, fault, parse, reward, think_first, user
 
 Rows = Sequence[tuple[batch.Problem, batch.Completion]]
 
@@ -19,8 +19,16 @@ Rows = Sequence[tuple[batch.Problem, batch.Completion]]
 class Grader:
     """Rewards of all samples of a step, or of a round of it (rl/samples.py)."""
 
-    def __init__(self, pipeline: reward.Reward, functions: Sequence[str] = (), *, seconds: float = 60.0) -> None:
-        self._pipeline = pipeline
+    def __init__(
+        self,
+        pipeline: reward.Reward,
+        functions: Sequence[str] = (),
+        *,
+        seconds: float = 60.0,
+        judge: code.Judge | None = None,
+    ) -> None:
+        """`judge` is the one that `pipeline` asks about programs: it is handed those of all rows before the first."""
+        self._pipeline, self._judge = pipeline, judge
         self._users: dict[user.Named, user.UserReward] = {}
         for named in map(user.named, functions):
             if named.name in {other.name for other in self._users}:
@@ -29,6 +37,8 @@ class Grader:
 
     def __call__(self, rows: Rows, *, step: int, phase: str) -> list[reward.Graded]:
         """The grade of every row, in order."""
+        if self._judge is not None:
+            self._judge.hand_in(submissions(rows))
         graded = [self._graded(completion, problem, step=step, phase=phase) for problem, completion in rows]
         problems, completions = [problem for problem, _ in rows], [completion for _, completion in rows]
         for named, function in self._users.items():
@@ -52,9 +62,21 @@ class Grader:
             return reward.Graded(math.nan, {}, parse.parse(completion))
 
 
-def make(stage: stages.Grpo, judges: think_first.Judges = think_first.NO_JUDGES) -> Grader:
+def make(stage: stages.Grpo | stages.Reject, judge: code.Judge | None = None) -> Grader:
     """What grades the samples of a stage; raises when a reward of the user's own cannot be used."""
-    return Grader(pipeline(stage.rewards, judges), stage.user_rewards, seconds=stage.user_reward_seconds)
+    graded = pipeline(stage.rewards, think_first.Judges(code=judge))
+    return Grader(graded, stage.user_rewards, seconds=stage.user_reward_seconds, judge=judge)
+
+
+def submissions(rows: Rows) -> list[code.Submission]:
+    """The programs in the rows, with the tests of each."""
+    found = []
+    for problem, completion in rows:
+        if domains.kind(problem) == "code":
+            written = domains.extracted(parse.strict_answer(parse.parse(completion)), problem)
+            if written is not None:
+                found.append((written, problem.tests))
+    return found
 
 
 def pipeline(

@@ -24,6 +24,8 @@ def from_config(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: Dtype
     """The policy a recipe starts from: its checkpoint and adapters, or random weights of its architecture."""
     if config.adapters and not config.checkpoint:
         raise ValueError(f"adapters={','.join(config.adapters)} are of a base: set checkpoint=FOLDER too")
+    if not (config.checkpoint or config.random_weights or isinstance(config.stages[0], stages.Pretrain)):
+        raise ValueError(f"checkpoint is not set: --set checkpoint=FOLDER (the weights of {config.architecture})")
     if config.checkpoint:
         subject = from_folder(
             config.checkpoint,

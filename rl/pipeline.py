@@ -20,6 +20,8 @@ from thinkfirst.core import files, hosts, mesh, owner, runtime, sharding
 from thinkfirst.models import weights
 from thinkfirst.rl import (
     evaluate,
+    gate,
+    grading,
     guard,
     identity,
     loading,
@@ -27,56 +29,74 @@ from thinkfirst.rl import (
     optimizer,
     plan_programs,
     policy,
+    reject,
     remat_choice,
     report,
     sft,
     stages,
     trainer,
 )
-from thinkfirst.rl.data import source
+from thinkfirst.rl import standing as standing_lib
+from thinkfirst.rl.data import blend, mix, replay, source
+from thinkfirst.rl.rewards import code
 
-Progress = dict[str, Any]  # {"stages": [...], "evaluations": [...]} as in final_results.json
 
-
-def run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget) -> dict[str, Any]:
+def run(
+    config: stages.RunConfig,
+    workdir: pathlib.Path,
+    budget: runtime.Budget,
+    *,
+    problems: source.Source | None = None,
+    judge: code.Judge | None = None,
+) -> dict[str, Any]:
     """Runs or resumes the recipe; returns what final_results.json holds.  Raises loop.OutOfBudget when cut short.
 
-    Every host of a run calls it; the first one owns the workdir and writes.
+    Every host of a run calls it; the first one owns the workdir and writes.  `problems` are those of `config.data`
+    where the caller has read them already; `judge` runs the programs among the answers, and has to be given where there
+    are any.
     """
     hosts.check_same({"settings": config_lib.digest(config), "versions": runtime.versions()})
     with contextlib.ExitStack() as held:
         hosts.told(lambda: held.enter_context(owner.of(workdir)))
         try:
-            return _run(config, workdir, budget)
+            return _run(config, workdir, budget, problems or source.make(config.data, config.seed), judge)
         except runtime.Stopped as stopped:
             raise loop.OutOfBudget from stopped
 
 
-def _run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget) -> dict[str, Any]:
+def _run(
+    config: stages.RunConfig,
+    workdir: pathlib.Path,
+    budget: runtime.Budget,
+    problems: source.Source,
+    judge: code.Judge | None,
+) -> dict[str, Any]:
     budget.beat("loading")
-    problems = source.make(config.data, config.seed)
+    if problems.runs_code and judge is None:
+        raise ValueError("some of these problems are answered by programs, and nobody is there to run them")
+    given = lessons(config)
     subject = loading.from_config(config, workdir)
     for stage in config.stages:
         _check_rows(stage, mesh.num_row_shards(subject.mesh))
     made_of = identity.of(subject, problems)
+    made_of |= {f"data of {name}": found.fingerprint() for name, found in given.items()}
     hosts.check_same(made_of)
     hosts.told(lambda: claim(config, workdir))
     progress = hosts.told(lambda: _read_progress(workdir))
+    standing = standing_lib.Standing()
     first_step = num_tokens = 0
     for place, stage in enumerate(config.stages):
         finished = place < len(progress["stages"])
         root = _root(config, place)
         if isinstance(stage, stages.Pretrain | stages.Sft | stages.Grpo):
-            if isinstance(stage, stages.Pretrain):
-                taught = source.make(dataclasses.replace(config.data, kind=stage.data), config.seed)
-            else:
-                taught = problems
             budget.check(f"{stage.name}: beginning")
+            standing.begins(subject)
             if finished:
                 state, _ = _initial(subject, stage, root)
                 done = loop.restore(workdir, stage, state, stage.steps, made_of=made_of)
             else:
-                step_fn, state = _training(subject, stage, taught, root, budget.check)
+                shown = _shown(stage, given.get(stage.name, problems), workdir, config.seed)
+                step_fn, state = _training(subject, stage, shown, root, judge=judge, check=budget.check)
                 done = loop.run(
                     workdir,
                     stage,
@@ -91,14 +111,21 @@ def _run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget
                 _remember(workdir, progress, stage, stage.steps, done.seconds)
             _install(subject, stage, done.state)
             first_step, num_tokens = first_step + stage.steps, done.num_tokens
-        elif isinstance(stage, stages.Merge):
-            budget.check(stage.name)
-            subject.merge()
-            if not finished:
-                _remember(workdir, progress, stage, 0, 0.0)
-        elif not finished:
-            key = jax.random.key(config.seed)
-            _look(subject, stage, problems, progress, key=key, workdir=workdir, check=budget.check)
+            continue
+        budget.check(stage.name)
+        if not finished:
+            start = time.perf_counter()
+            if isinstance(stage, stages.Reject):
+                found = _reject(subject, stage, problems, root, workdir, judge=judge, check=budget.check)
+                progress["traces"][stage.name] = found
+            elif isinstance(stage, stages.Gate):
+                progress["gates"].append(hosts.told(lambda stage=stage: standing.judged(stage)))  # type: ignore[misc]
+                hosts.say(f"{stage.name}: {gate.line(progress['gates'][-1])}")
+            elif not isinstance(stage, stages.Merge):
+                key = jax.random.key(config.seed)
+                _look(subject, stage, problems, progress, key=key, judge=judge, check=budget.check)
+            _remember(workdir, progress, stage, 0, time.perf_counter() - start)
+        standing.passed(subject, stage, progress)
     return _results(config, subject, progress, workdir)
 
 
@@ -106,16 +133,47 @@ def restore(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: loading.D
     """The policy as the run in `workdir` left it: after its last finished stage, or the last save of the one begun."""
     subject = loading.from_config(config, workdir, dtype=dtype)
     made_of = {} if dtype else identity.of(subject)  # another type has other bits
-    num_finished = len(_read_progress(workdir)["stages"])
+    progress = _read_progress(workdir)
+    standing = standing_lib.Standing()
+    num_finished = len(progress["stages"])
     for place, stage in enumerate(config.stages[: num_finished + 1]):
-        if isinstance(stage, stages.Merge) and place < num_finished:
-            subject.merge()
-        elif isinstance(stage, stages.Pretrain | stages.Sft | stages.Grpo):
+        if isinstance(stage, stages.Pretrain | stages.Sft | stages.Grpo):
+            standing.begins(subject)
             step = stage.steps if place < num_finished else loop.newest(workdir, stage)
             if step:
                 state, _ = _initial(subject, stage, _root(config, place))
                 _install(subject, stage, loop.restore(workdir, stage, state, step, made_of=made_of).state)
+        elif place < num_finished:
+            standing.passed(subject, stage, progress)
     return subject
+
+
+def lessons(config: stages.RunConfig) -> dict[str, source.Source]:
+    """By stage, what is imitated where that is not the run's own data."""
+    found = {}
+    for stage in config.stages:
+        if isinstance(stage, stages.Pretrain):
+            found[stage.name] = source.make(dataclasses.replace(config.data, kind=stage.data), config.seed)
+        elif isinstance(stage, stages.Distill):
+            data = dataclasses.replace(stage.data, folder=stage.data.folder or config.data.folder)
+            found[stage.name] = source.make(data, config.seed)
+    return found
+
+
+def _shown(
+    stage: loop.TrainingStage, given: source.Source, workdir: pathlib.Path, seed: int
+) -> blend.Demonstrations:
+    """What the stage learns from: what it is given, with the traces it replays among them."""
+    if not (isinstance(stage, stages.Distill) and stage.replay):
+        return given
+    path = reject.traces(workdir, stage.replay)
+    kept = replay.parse(hosts.told(path.read_text), str(path))
+    if not kept:
+        raise ValueError(
+            f"{path}: {stage.replay} kept no trace for {stage.name} to replay; lower stages.{stage.replay}.least, or "
+            "teach the format first"
+        )
+    return blend.Blend(given, mix.endless(kept, seed), stage.replay_share)
 
 
 def claim(config: stages.RunConfig, workdir: pathlib.Path) -> None:
@@ -160,8 +218,10 @@ def _initial(subject: policy.Policy, stage: loop.TrainingStage, root: jax.Array)
 def _training(
     subject: policy.Policy,
     stage: loop.TrainingStage,
-    problems: source.Source,
+    problems: blend.Demonstrations,
     root: jax.Array,
+    *,
+    judge: code.Judge | None,
     check: Callable[[str], None],
 ) -> tuple[loop.Step, Any]:
     """(step function, initial state) of a training stage."""
@@ -170,7 +230,9 @@ def _training(
         trained = plan_programs.Trained.at_work(subject, transform, initial)
         remat = remat_choice.settled(stage, trained, prompt=subject.max_prompt_tokens)
     if isinstance(stage, stages.Grpo):
-        return trainer.make_grpo_step(subject, stage, problems, root, transform, remat=remat, check=check), initial
+        assert isinstance(problems, source.Source)
+        settings: dict[str, Any] = {"remat": remat, "judge": judge, "check": check}
+        return trainer.make_grpo_step(subject, stage, problems, root, transform, **settings), initial
     rates = optimizer.rates(stage.optimizer, stage.steps)
     pretrains = isinstance(stage, stages.Pretrain)
     if not pretrains:
@@ -196,7 +258,7 @@ def _training(
 
 
 def _demonstrations(
-    subject: policy.Policy, stage: stages.Pretrain | stages.Sft, problems: source.Source, step: int
+    subject: policy.Policy, stage: stages.Pretrain | stages.Sft, problems: blend.Demonstrations, step: int
 ) -> Any:
     """The step's rows; one that does not fit `num_tokens` is left empty."""
     rows = []
@@ -220,37 +282,58 @@ def _look(
     subject: policy.Policy,
     stage: stages.Evaluate | stages.Export,
     problems: source.Source,
-    progress: Progress,
+    progress: standing_lib.Progress,
     *,
     key: jax.Array,
-    workdir: pathlib.Path,
+    judge: code.Judge | None,
     check: Callable[[str], None],
 ) -> None:
     """Stages that look at the policy without changing it."""
-    start = time.perf_counter()
     if isinstance(stage, stages.Evaluate):
         held_out = problems.held_out()
         hosts.say(f"{stage.name}: evaluating on {len(held_out)} held-out problems")
-        progress["evaluations"].append(evaluate.evaluate(subject, held_out, stage, key, check=check))
+        progress["evaluations"].append(evaluate.evaluate(subject, held_out, stage, key, judge, check=check))
     else:
         hosts.say(f"{stage.name}: writing {stage.folder}")
         weights.save(stage.folder, *subject.stored(), words=subject.words, source=subject.source)
-    _remember(workdir, progress, stage, 0, time.perf_counter() - start)
 
 
-def _read_progress(workdir: pathlib.Path) -> Progress:
+def _reject(
+    subject: policy.Policy,
+    stage: stages.Reject,
+    problems: source.Source,
+    root: jax.Array,
+    workdir: pathlib.Path,
+    *,
+    judge: code.Judge | None,
+    check: Callable[[str], None],
+) -> dict[str, Any]:
+    """The stage's traces, written; returns how many there are."""
+    grade = grading.make(stage, judge)
+    try:
+        kept = reject.run(subject, stage, problems, root, grade=grade, workdir=workdir, check=check)
+    finally:
+        grade.close()
+    hosts.say(f"{stage.name}: kept {kept['kept']} of {kept['samples']} samples {kept['by_domain']}")
+    return kept
+
+
+def _read_progress(workdir: pathlib.Path) -> standing_lib.Progress:
     path = workdir / "progress.json"
-    return json.loads(path.read_text()) if path.is_file() else {"stages": [], "evaluations": []}
+    empty: standing_lib.Progress = {"stages": [], "evaluations": [], "gates": [], "traces": {}}
+    return empty | json.loads(path.read_text()) if path.is_file() else empty
 
 
-def _remember(workdir: pathlib.Path, progress: Progress, stage: stages.Stage, steps: int, seconds: float) -> None:
+def _remember(
+    workdir: pathlib.Path, progress: standing_lib.Progress, stage: stages.Stage, steps: int, seconds: float
+) -> None:
     progress["stages"].append({"name": stage.name, "kind": loop.kind(stage), "steps": steps, "seconds": seconds})
     if hosts.is_first():
         files.write_text(workdir / "progress.json", json.dumps(progress, indent=1) + "\n")
 
 
 def _results(
-    config: stages.RunConfig, subject: policy.Policy, progress: Progress, workdir: pathlib.Path
+    config: stages.RunConfig, subject: policy.Policy, progress: standing_lib.Progress, workdir: pathlib.Path
 ) -> dict[str, Any]:
     """Writes final_results.json, the curves and the report."""
     shape = subject.model.config

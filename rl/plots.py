@@ -27,6 +27,7 @@ _INK, _GREY, _BLUE, _GREEN, _ORANGE = "#222222", "#777777", "#0072B2", "#009E73"
 _PINK, _SKY, _RED = "#CC79A7", "#56B4E9", "#D55E00"
 _PART_COLORS = {"trace": _BLUE, "correctness": _GREEN, "confidence": _ORANGE, "verbosity": _PINK}
 _OTHER_COLORS = (_RED, _GREY, "#8C6D31", "#5E4FA2")
+_ALSO = {"SFT": ("DISTILL",)}  # kinds of stages on the track of another
 _BAND_COLORS = ("#F1F4F8", "#E3EAF2", "#F6F1E7", "#EAF3EC")
 
 
@@ -80,7 +81,7 @@ def track(name: str, rows: Iterable[Row]) -> Track:
     """The rows whose kind is `name`, by stage and step; of a step that was run twice (a resume) the last row counts."""
     by_stage: dict[str, dict[int, Row]] = {}
     for row in rows:
-        if str(row.get("kind", "")).upper() == name:
+        if str(row.get("kind", "")).upper() in (name, *_ALSO.get(name, ())):
             steps = by_stage.setdefault(str(row.get("stage", "")), {})
             steps[int(row.get("stage_step") or row.get("step") or len(steps) + 1)] = row
     kept, x, labels, stages = list[Row](), list[int](), list[str](), list[slice]()

@@ -20,6 +20,7 @@ from thinkfirst.rl import plots
 Row = Mapping[str, Any]
 
 _SHARES = {"accuracy": "accuracy", "accuracy_greedy": "greedy", "accuracy_strict": "strict", "format_rate": "format"}
+_SHARES |= {"rubric": "rubric"}
 _DIFFICULTIES, _NUM_GROUPS = ("easy", "medium", "hard"), 3
 
 
@@ -54,10 +55,18 @@ def render(results: Row, completions: Mapping[int, Sequence[Row]], picture: byte
     curves = f'<img alt="Learning curves" src="data:image/png;base64,{base64.b64encode(picture).decode("ascii")}">'
     stages = [(x.get("name"), x.get("kind"), x.get("steps"), _duration([x])) for x in _list(results, "stages")]
     table = _table(*_table_of(evaluations), extras=map(_accuracy_bar, evaluations))
+    gates = map(_gate, _list(results, "gates"))
+    failed = [(row.get("stage"), *map(_number, (row.get("failures") or {}).values())) for row in evaluations]
+    kinds = next((tuple(row["failures"]) for row in evaluations if row.get("failures")), ())
     sections = {
         "Before and after": table and table + _WORDS,
+        "Gates": _table(_GATE_COLUMNS, gates),
+        "Why completions failed": _table(("stage", *kinds), failed) if kinds else "",
         "Learning curves": f'<div class="wide curves">{curves}</div>',
         "The same questions, stage by stage": _side_by_side(evaluations),
+        "The built-in questions": _side_by_side(
+            [{"stage": row.get("stage"), "samples": (row.get("suite") or {}).get("samples")} for row in evaluations]
+        ),
         "What training saw": _training_samples(completions),
         "Stages": _table(("stage", "kind", "steps", "time"), stages),
         "Versions": _table(("package", "version"), dict(results.get("versions") or {}).items()),
@@ -84,13 +93,31 @@ def _table_of(evaluations: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     domains = dict.fromkeys(name for row in evaluations for name in row.get("by_domain") or {})
     columns = [("by_difficulty", name) for name in sorted(hard, key=lambda name: (*_DIFFICULTIES, name).index(name))]
     columns += [("by_domain", name) for name in domains if len(domains) > 1]
-    head = ["stage", *_SHARES.values(), "trace", "tokens", *(name for _, name in columns)]
+    shares = {key: name for key, name in _SHARES.items() if key != "rubric" or any(row.get(key) for row in evaluations)}
+    most = [max(map(int, row.get("pass_at") or {"1": 0})) for row in evaluations]
+    columns = [(field, str(k)) for k in sorted(set(most) - {1}) for field in ("pass_at", "maj_at")] + columns
+    named = [f"{field.removesuffix('_at')}@{name}" if field.endswith("_at") else name for field, name in columns]
+    head = ["stage", *shares.values(), "trace", "tokens", *named]
     rows = []
     for row in evaluations:
         groups = [_number((row.get(field) or {}).get(name)) for field, name in columns]
         trace, tokens = _number(row.get("trace_score"), ".2f"), _number(row.get("mean_tokens"), ".1f")
-        rows.append([str(row.get("stage", "")), *(_number(row.get(key)) for key in _SHARES), trace, tokens, *groups])
+        rows.append([str(row.get("stage", "")), *(_number(row.get(key)) for key in shares), trace, tokens, *groups])
     return head, rows
+
+
+_GATE_COLUMNS = ("gate", "verdict", "compares", "before", "after", "difference (95 %)", "chance of it", "problems")
+
+
+def _gate(row: Row) -> tuple[str, ...]:
+    """The cells of a gate's line."""
+    spread = " to ".join(_number(value, "+.3f") for value in _list(row, "difference_interval"))
+    compared = f"{row.get('metric')} of {row.get('before')} and {row.get('after')}"
+    numbers = (_number(row.get("mean_before"), ".3f"), _number(row.get("mean_after"), ".3f"))
+    difference = f"{_number(row.get('difference'), '+.3f')} ({spread})"
+    verdict = "kept" if row.get("kept") else "given up"
+    chance = _number(row.get("p_worse"), ".3f")
+    return (str(row.get("name")), verdict, compared, *numbers, difference, chance, str(row.get("problems")))
 
 
 def _accuracy_bar(row: Row) -> str:
@@ -105,9 +132,15 @@ def _side_by_side(evaluations: Sequence[Row]) -> str:
     blocks = []
     for question in dict.fromkeys(itertools.chain(*(samples for _, samples in by_stage))):
         found = [(stage, samples[question]) for stage, samples in by_stage if question in samples]
-        cards = [_card(f"<h4>{_text(stage)} {_MARKS[bool(row.get('correct'))]}</h4>", row) for stage, row in found]
+        cards = [_card(f"<h4>{_text(stage)} {_mark(row)}</h4>", row) for stage, row in found]
         blocks.append(_block(question, cards))
     return "".join(blocks)
+
+
+def _mark(row: Row) -> str:
+    """Right, wrong, or how far right a text without a single answer is; markup."""
+    score = _value(row.get("score"))
+    return f"<small>{score:.2f}</small>" if score and score < 1 else _MARKS[bool(row.get("correct"))]
 
 
 def _training_samples(completions: Mapping[int, Sequence[Row]]) -> str:

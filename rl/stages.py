@@ -8,7 +8,7 @@ from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.models import config as model_config
 from thinkfirst.models import remat as remat_lib
 from thinkfirst.rl import advantage as advantage_lib
-from thinkfirst.rl import curriculum, objective, optimizer
+from thinkfirst.rl import curriculum, evaluation, objective, optimizer
 from thinkfirst.rl import overlong as overlong_lib
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import domains, think_first
@@ -82,6 +82,26 @@ class Sft:
     def __post_init__(self) -> None:
         remat_lib.check(self.remat)
         _at_least(self, steps=1, batch_size=1, num_tokens=2, micro_batches=1, max_bad_steps=1, save_every=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill(Sft):
+    """An Sft on traces of its own: those of `data`, and `replay_share` of the rows from what a Reject stage kept.
+
+    `replay` is the name of that stage, one before this one.
+    """
+
+    name: str = "distill"
+    data: source.DataConfig = dataclasses.field(default_factory=source.DataConfig)
+    replay: str = ""
+    replay_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.replay_share <= 1:
+            raise ValueError(f"Distill {self.name}: replay_share={self.replay_share} must lie in [0, 1]")
+        if bool(self.replay) != (self.replay_share > 0):
+            raise ValueError(f"Distill {self.name}: {self.replay=} and {self.replay_share=} contradict each other")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,24 +192,83 @@ class Grpo:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reject:
+    """Rejection sampling: traces of the policy's own that are right and well formed, kept for a later Distill.
+
+    The first `problems` of the training problems, of `difficulties` in turn, are answered `samples` times each,
+    `prompts` of them at once.  Of a problem's samples the `keep` with the highest rewards are written, among those in
+    the form asked for whose correctness (where there is no single answer, whose rubric) is at least `least`.
+    """
+
+    rewards: RewardSchedule | ThinkFirstRewards
+    name: str = "reject"
+    problems: int = 256
+    difficulties: tuple[str, ...] = ("any",)
+    prompts: int = 64
+    samples: int = 4
+    keep: int = 1
+    least: float = 1.0
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    user_rewards: tuple[str, ...] = ()
+    user_reward_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, problems=1, prompts=1, samples=1, keep=1, max_new_tokens=1)
+        if not self.temperature > 0:
+            raise ValueError(f"Reject {self.name}: temperature={self.temperature} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class Merge:
-    """The current adapter becomes part of the base, which is from here on also the reference of the KL term."""
+    """The current adapter becomes part of the base, which is from here on also the reference of the KL term.
+
+    After a gate that gave its stage up there is nothing to merge, and the base stays as it is.
+    """
 
     name: str = "merge"
 
 
 @dataclasses.dataclass(frozen=True)
+class Gate:
+    """The last stage that trained is given up if its evaluation is worse than the one before it (rl/gate.py).
+
+    `metric` is what every held-out problem counts by: "score" is how right the strictly read answer is, or the rubric
+    where there is no single answer; "accuracy" and "strict" leave the latter out, and read leniently and strictly.
+    `level` is the chance at which a stage that changed nothing is given up.
+    """
+
+    name: str = "gate"
+    metric: evaluation.Metric = "score"
+    level: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.metric not in (names := typing.get_args(evaluation.Metric)):
+            raise ValueError(f"Gate {self.name}: metric={self.metric!r} is none of {', '.join(names)}")
+        if not 0 < self.level < 1:
+            raise ValueError(f"Gate {self.name}: level={self.level} must lie in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Held-out problems answered `samples` times at `temperature`, and once greedily; reported under `label`."""
+    """Held-out problems answered `samples` times at `temperature`, and once greedily; reported under `label`.
+
+    `form` is what a good trace looks like: numbered steps, or the four sections.  With `suite` the questions of
+    rl/data/suite.py are answered too, once, greedily.
+    """
 
     label: str
     name: str
     samples: int = 4
     temperature: float = 1.0
     max_new_tokens: int = 256
+    form: evaluation.Form = "steps"
+    suite: bool = False
 
     def __post_init__(self) -> None:
         _at_least(self, samples=1, max_new_tokens=1)
+        if self.form not in (names := typing.get_args(evaluation.Form)):
+            raise ValueError(f"Evaluate {self.name}: form={self.form!r} is none of {', '.join(names)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +279,12 @@ class Export:
     name: str = "export"
 
 
-Stage = Pretrain | Sft | Grpo | Merge | Evaluate | Export
+Stage = Pretrain | Sft | Distill | Grpo | Reject | Merge | Gate | Evaluate | Export
+
+
+def labelled(stage: Evaluate, label: str) -> Evaluate:
+    """The same evaluation under another label, and the name that goes with it."""
+    return dataclasses.replace(stage, label=label, name=f"evaluate_{label}")
 
 
 def num_updates(stage: Pretrain | Sft | Grpo) -> int:
@@ -212,11 +296,12 @@ def num_updates(stage: Pretrain | Sft | Grpo) -> int:
 class RunConfig:
     """A recipe: where the model comes from, what it is taught with, and the stages in order.
 
-    `checkpoint` is a Hugging Face folder; without one the model is random, of the shape `architecture` names in
-    `models/config.py`.  `adapters` are folders of PEFT, merged in order into the checkpoint as it is read.
-    `tokenizer` defaults to the checkpoint's; a run that pre-trains makes its own.  `lanes` completions are decoded side
-    by side on each data shard; `int8_cache` keeps their keys and values as 8-bit integers, and `base_dtype` the base's
-    weights as integers (models/quantised.py): not for a run that pre-trains.
+    `checkpoint` is a Hugging Face folder.  A run that begins with pre-training has none, nor has one with
+    `random_weights`: there `architecture` names the model's shape in `models/config.py`.  `adapters` are folders of
+    PEFT, merged in order into the checkpoint as it is read.  `tokenizer` defaults to the checkpoint's; a run that
+    pre-trains makes its own.  `lanes` completions are decoded side by side on each data shard; `int8_cache` keeps
+    their keys and values as 8-bit integers, and `base_dtype` the base's weights as integers (models/quantised.py): not
+    for a run that pre-trains.
     """
 
     recipe: str
@@ -226,6 +311,7 @@ class RunConfig:
     adapters: tuple[str, ...] = ()
     architecture: str = ""
     base_dtype: model_config.BaseDtype = "stored"
+    random_weights: bool = False
     tokenizer: str = ""
     instruction: str = ""
     max_prompt_tokens: int = 512
@@ -243,7 +329,35 @@ class RunConfig:
             raise ValueError(f"{self.recipe}: stages must have names of their own: {names}")
         if self.base_dtype != "stored" and any(isinstance(stage, Pretrain) for stage in self.stages):
             raise ValueError(f"{self.recipe}: pre-training needs base_dtype=stored; {self.base_dtype} is not trained")
+        labels = [stage.label for stage in self.stages if isinstance(stage, Evaluate)]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"{self.recipe}: evaluations must have labels of their own: {labels}")
+        _check_order(self.recipe, self.stages)
         if self.lanes < 1:
             raise ValueError(f"lanes={self.lanes} must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative")
+
+
+def _check_order(recipe: str, stages: tuple[Stage, ...]) -> None:
+    """Raises where a stage needs what none before it leaves."""
+    rejected: set[str] = set()
+    standing = trained = evaluated = False  # an evaluation to compare with; a stage to give up; its own evaluation
+    for stage in stages:
+        if isinstance(stage, Distill) and stage.replay and stage.replay not in rejected:
+            raise ValueError(f"{recipe}: {stage.name} replays {stage.replay!r}, which is no Reject stage before it")
+        if isinstance(stage, Reject):
+            rejected.add(stage.name)
+        elif isinstance(stage, Sft | Grpo):
+            trained, evaluated = True, False
+        elif isinstance(stage, Merge | Pretrain):
+            standing, trained = standing and isinstance(stage, Merge), False
+        elif isinstance(stage, Evaluate):
+            standing, evaluated = standing or not trained, trained
+        elif isinstance(stage, Gate):
+            if not (standing and trained and evaluated):
+                raise ValueError(
+                    f"{recipe}: {stage.name} needs, in this order and with no merge in between, an Evaluate, a stage "
+                    "that trains an adapter, and an Evaluate"
+                )
+            trained = False

@@ -29,7 +29,7 @@ from thinkfirst.rl import (
     stages,
 )
 from thinkfirst.rl.data import source
-from thinkfirst.rl.rewards import reward
+from thinkfirst.rl.rewards import code, reward
 
 LEARNER_BUCKET = 128  # sequences are trimmed to a multiple of this many tokens: few shapes, few compilations
 
@@ -42,6 +42,7 @@ def make_grpo_step(
     transform: optax.GradientTransformation,
     *,
     remat: remat_lib.Name,
+    judge: code.Judge | None = None,
     grade: samples.Grader | None = None,
     check: Callable[[str], None] = lambda where: None,
 ) -> loop.Step:
@@ -61,7 +62,8 @@ def make_grpo_step(
         min_p=stage.min_p,
         max_new_tokens=stage.max_new_tokens,
     )
-    sampler = samples.Sampler(subject, stage, problems, sampling, root, grade or grading.make(stage), check)
+    grade = grade or grading.make(stage, judge)
+    sampler = samples.Sampler(subject, stage, problems, sampling, root, grade, check)
     advance = _make_updates(subject, stage, transform, sampling, remat)
     rates = optimizer.rates(stage.optimizer, stages.num_updates(stage)).reshape(-1, stage.num_iterations)
 

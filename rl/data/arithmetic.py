@@ -53,17 +53,23 @@ def worked(seed: int, index: int, difficulty: str, split: Split = "train", *, lo
     """
     rng = np.random.default_rng([seed, index, DIFFICULTIES.index(difficulty)])
     while True:
-        steps = _draw_steps(rng, difficulty, long)
-        in_words = rng.random() < 0.5 or difficulty == "hard"
-        question = _in_words(rng, steps, difficulty) if in_words else _in_symbols(steps)
-        if is_held_out(question) == (split == "eval"):
-            found = batch.Problem(
-                id=hashlib.sha256(question.encode()).hexdigest()[:16],
-                question=question,
-                answer=str(author.evaluate(steps)[-1]),
-                difficulty=difficulty,
-            )
-            return Worked(found, steps)
+        found = drawn(rng, difficulty, long=long)
+        if is_held_out(found.problem.question) == (split == "eval"):
+            return found
+
+
+def drawn(rng: np.random.Generator, difficulty: str, *, long: float = 1.0) -> Worked:
+    """The next problem of a random stream, of either side of the split."""
+    steps = _draw_steps(rng, difficulty, long)
+    in_words = rng.random() < 0.5 or difficulty == "hard"
+    question = _in_words(rng, steps, difficulty) if in_words else _in_symbols(steps)
+    found = batch.Problem(
+        id=hashlib.sha256(question.encode()).hexdigest()[:16],
+        question=question,
+        answer=str(author.evaluate(steps)[-1]),
+        difficulty=difficulty,
+    )
+    return Worked(found, steps)
 
 
 def sums(seed: int, index: int, count: int) -> list[author.Step]:

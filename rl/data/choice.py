@@ -15,17 +15,21 @@ def problem(
     texts = tuple(option.strip() for option in options)
     if not 2 <= len(texts) <= len(LETTERS) or not all(texts):
         raise row.error(f"needs 2 to {len(LETTERS)} options, none of them blank", list(options))
-    lines = [f"{letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False)]
-    question = "\n".join([stem.strip(), *lines])
+    asked = question(stem, texts)
     found = batch.Problem(
-        id=rows.identity(question),
-        question=question,
+        id=rows.identity(asked),
+        question=asked,
         answer=LETTERS[right],
         domain=domain,
         choices=texts,
         difficulty=difficulty,
     )
     return batch.Demonstration(found, "")
+
+
+def question(stem: str, options: Sequence[str]) -> str:
+    """The question with its options under it."""
+    return "\n".join([stem.strip(), *(f"{letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))])
 
 
 def place(row: rows.Row, name: str, count: int) -> int:

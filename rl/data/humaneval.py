@@ -1,7 +1,8 @@
 """HumanEval (Chen et al., arXiv 2107.03374): a signature and a docstring to complete, and a function that checks it."""
 
 from thinkfirst.rl import batch
-from thinkfirst.rl.data import rows
+from thinkfirst.rl.data import jsonl, rows
+from thinkfirst.rl.rewards import hidden_tests
 
 
 def read(path: str) -> list[batch.Demonstration]:
@@ -11,8 +12,7 @@ def read(path: str) -> list[batch.Demonstration]:
 
 def _demonstration(row: rows.Row) -> batch.Demonstration:
     prompt, name = row.text("prompt"), row.text("entry_point")
-    given, marker, _ = prompt.rpartition(f"def {name}(")
-    if not marker:
+    if f"def {name}(" not in prompt:
         raise row.error(f"'prompt' must define {name!r}", prompt)
     test = row.text("test")
     if "def check(" not in test:
@@ -23,6 +23,13 @@ def _demonstration(row: rows.Row) -> batch.Demonstration:
         question=question,
         answer="",
         domain="code",
-        tests=(f"{given}{test.strip()}\n\ncheck({name})\n",),
+        tests=jsonl.checked(row, _tests(row, prompt, test, name)),
     )
     return batch.Demonstration(found, "")
+
+
+def _tests(row: rows.Row, prompt: str, test: str, name: str) -> tuple[str, ...]:
+    try:
+        return hidden_tests.humaneval(prompt, test, name)
+    except ValueError as error:
+        raise row.error(f"'prompt' must be Python ({error})", prompt) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from thinkfirst.rl import batch
 from thinkfirst.rl.data import choice, domains, rows
+from thinkfirst.rl.rewards import hidden_tests
 
 
 def read(path: str) -> list[batch.Demonstration]:
@@ -21,6 +22,8 @@ def demonstration(row: rows.Row) -> batch.Demonstration:
     tests, choices = _texts(row, "tests"), _texts(row, "choices")
     needless = tests or domain in domains.OPEN
     answer = _text(row, "answer", "") if needless else row.text("answer")
+    if tests:
+        checked(row, tests)
     if choices and answer not in (*choices, *choice.LETTERS[: len(choices)]):
         raise row.error(f"'answer' must be one of the choices or the letter of one: {list(choices)}", answer)
     problem = batch.Problem(
@@ -33,6 +36,15 @@ def demonstration(row: rows.Row) -> batch.Demonstration:
         tests=tests,
     )
     return batch.Demonstration(problem, _text(row, "completion", ""))
+
+
+def checked(row: rows.Row, tests: tuple[str, ...]) -> tuple[str, ...]:
+    """The hidden tests, if a program can be judged by them."""
+    try:
+        hidden_tests.parse(tests)
+    except ValueError as error:
+        raise row.error(f"'tests' must be Python asserts ({error})", tests) from error
+    return tests
 
 
 def _text(row: rows.Row, name: str, default: str) -> str:

@@ -7,13 +7,13 @@ Both are published as one file; `FILE#train` takes one of the paper's splits of 
 """
 
 from thinkfirst.rl import batch
-from thinkfirst.rl.data import rows
+from thinkfirst.rl.data import jsonl, rows
 
 SPLITS = {"prompt": range(1, 11), "test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
 
 
 def read(path: str) -> list[batch.Demonstration]:
-    """Programs to write.  The first assert is shown, since it names the function; all of them are `tests`."""
+    """Programs to write.  The first assert is shown, as it names the function; `tests` are all, after their setup."""
     if path.startswith(rows.HUB):
         return [_demonstration(row) for row in rows.read(path)]
     file, marker, split = path.partition("#")
@@ -42,13 +42,13 @@ def _demonstration(row: rows.Row) -> batch.Demonstration:
         question=question,
         answer="",
         domain="code",
-        tests=tuple(f"{setup}\n{test}" if setup else test for test in asserts),
+        tests=jsonl.checked(row, (setup, *asserts) if setup else tuple(asserts)),
     )
     return batch.Demonstration(found, "")
 
 
 def _setup(row: rows.Row) -> str:
-    """What runs between the solution and each assert."""
+    """What runs after the solution and before the asserts."""
     if row.one_of("test_imports", "test_setup_code") == "test_imports":
         return "\n".join(row.texts("test_imports"))
     value = row.fields["test_setup_code"]

@@ -113,6 +113,7 @@ class Mix:
         self.train = _taken(sides, seed)
         self._held_out = [problem for side in sides for problem in _chosen(side)]
         problems = [row.problem for row in self.train]
+        self.runs_code = any(problem.tests for problem in (*problems, *self._held_out))
         by_difficulty: dict[str, list[batch.Problem]] = {ANY: list(problems)} if problems else {}
         for problem in problems:
             if problem.difficulty == ANY:

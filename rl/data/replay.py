@@ -9,7 +9,15 @@ from thinkfirst.rl.data import jsonl, rows
 
 def read(path: str) -> list[batch.Demonstration]:
     """Problems with the traces to imitate."""
-    found = rows.read(path)
+    return _checked(rows.read(path))
+
+
+def parse(content: str, name: str) -> list[batch.Demonstration]:
+    """The same of JSON lines that came from `name`."""
+    return _checked(rows.json_lines(content, name))
+
+
+def _checked(found: list[rows.Row]) -> list[batch.Demonstration]:
     for row in found:
         row.text("domain")
         row.text("completion")

@@ -8,7 +8,7 @@ import numpy as np
 
 from thinkfirst.core import digest
 from thinkfirst.rl import batch
-from thinkfirst.rl.data import arithmetic, author, gsm8k, jsonl, mix, rows
+from thinkfirst.rl.data import arithmetic, author, gsm8k, jsonl, mix, rows, small_world
 
 DRILL_LENGTH = 4
 PRINTED = 60  # generated rows in a fingerprint
@@ -16,13 +16,17 @@ REPEAT_SHARE = 0.15
 MARKUP_TAGS = ("b", "i", "p", "em")
 MARKUP_WORDS = ("reasoning", "answer", "Step 4: 7.", "Step 5.", "25", "30.", "pens")
 
-Kind = Literal["arithmetic", "arithmetic_drill", "arithmetic_plain", "gsm8k", "jsonl", "mix"]
+Kind = Literal[
+    "arithmetic", "arithmetic_drill", "arithmetic_plain", "small_world", "small_world_open", "gsm8k", "jsonl", "mix"
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """`train` and `eval` are files of the kinds that have any; a mix has `parts`, which say all there is to say.
 
+    Of a mix, `use` names the parts to take (none: all of them); their files lie in `folder`, unless a part's path is
+    absolute or on the hub.
     Of the built-in problems, `slip_share` is the share of traces with a slip; `long` scales that of three-step ones.
     """
 
@@ -30,6 +34,8 @@ class DataConfig:
     train: str = ""
     eval: str = ""
     parts: tuple[mix.Part, ...] = ()
+    use: tuple[str, ...] = ()
+    folder: str = ""
     held_out: int = 120
     slip_share: float = 0.55
     long: float = 1.0
@@ -40,9 +46,11 @@ class Source(Protocol):
     """Endless problems and demonstrations by index, and a fixed list of held-out problems.
 
     `problem` is asked with the number of the problem among all of the stage, or among those of its difficulty.
+    `runs_code` tells whether programs answer some of the problems, which somebody has to run.
     """
 
     counts_by_difficulty: bool
+    runs_code: bool
 
     def problem(self, index: int, difficulty: str) -> batch.Problem: ...
 
@@ -59,6 +67,7 @@ class Arithmetic:
     """The built-in generator.  SFT, GRPO and pre-training draw from different seeds."""
 
     counts_by_difficulty = False
+    runs_code = False
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         if not 0 <= config.slip_share <= 1:
@@ -130,6 +139,38 @@ def _markup(rng: np.random.Generator) -> str:
     return "".join(f"<{tag}>{word}</{tag}>" for tag, word in zip(tags, words, strict=True))
 
 
+class SmallWorld:
+    """Five domains for a tiny model (small_world.py): `domains` in turn, and held-out problems of all of them."""
+
+    counts_by_difficulty = False
+    runs_code = True
+
+    def __init__(self, config: DataConfig, seed: int, domains: tuple[str, ...]) -> None:
+        if not 0 <= config.slip_share <= 1:
+            raise ValueError(f"slip_share {config.slip_share} is not a share")
+        self._config, self._seed, self._domains = config, seed, domains
+
+    def problem(self, index: int, difficulty: str) -> batch.Problem:
+        return small_world.problem(2 * self._seed, index, self._domains[index % len(self._domains)], difficulty)
+
+    def demonstration(self, index: int) -> batch.Demonstration:
+        """A trace, with a slip of its author in `slip_share` of cases; GRPO draws from another seed."""
+        seed = 2 * self._seed + 1
+        slips = bool(np.random.default_rng([seed, index, 99]).random() < self._config.slip_share)
+        domain, level = self._domains[index % len(self._domains)], arithmetic.DIFFICULTIES[index % 3]
+        return small_world.worked(seed, index, domain, level, slips=slips)
+
+    def held_out(self) -> list[batch.Problem]:
+        """The same problems whatever the seed, so that runs can be compared."""
+        return small_world.held_out(self._config.held_out // len(small_world.DOMAINS))
+
+    def fingerprint(self) -> str:
+        """That of the first few: all are made by the same code."""
+        few = range(PRINTED)
+        asked = [self.problem(index, arithmetic.DIFFICULTIES[index % 3]) for index in few]
+        return digest.of_rows([*asked, *map(self.demonstration, few), *self.held_out()])
+
+
 class Files:
     """Problems read from files, shuffled anew every epoch; held-out problems may not occur in training."""
 
@@ -145,6 +186,7 @@ class Files:
             raise ValueError(f"{name}: no problems in the {'training' if not train else 'held-out'} file")
         self._held_out = held_out[:limit]
         self._fingerprint = digest.of_rows([*train, *self._held_out])
+        self.runs_code = any(problem.tests for problem in (*self._held_out, *(row.problem for row in train)))
         shown = [row for row in train if row.completion]
         self._demonstrations = mix.endless(shown, seed) if shown else None
         levels = arithmetic.DIFFICULTIES
@@ -170,9 +212,11 @@ class Files:
 def make(config: DataConfig, seed: int) -> Source:
     """The source a configuration asks for."""
     if config.kind == "mix":
-        return mix.Mix(config.parts, seed)
+        return mix.Mix(_parts(config), seed)
     if config.parts:
         raise ValueError(f"data.kind={config.kind} has no parts: set data.kind=mix, or leave them out")
+    if config.kind in ("small_world", "small_world_open"):
+        return SmallWorld(config, seed, small_world.OPEN if config.kind.endswith("open") else small_world.CHECKED)
     generators = {
         "arithmetic": Arithmetic,
         "arithmetic_drill": DrillArithmetic,
@@ -188,6 +232,19 @@ def make(config: DataConfig, seed: int) -> Source:
     read = gsm8k.read if config.kind == "gsm8k" else jsonl.read
     held_out = [row.problem for row in read(config.eval)]
     return Files(read(config.train), held_out, seed=seed, limit=config.held_out, name=config.train)
+
+
+def _parts(config: DataConfig) -> list[mix.Part]:
+    """The parts to take, each with its files where they lie."""
+    names = [part.name for part in config.parts]
+    if unknown := [name for name in config.use if name not in names]:
+        raise ValueError(f"data.use={unknown[0]}: the mix has the parts {', '.join(names)}")
+    here = lambda path: path if not path or path.startswith(rows.HUB) else str(pathlib.Path(config.folder, path))  # noqa: E731
+    return [
+        dataclasses.replace(part, train=here(part.train), eval=here(part.eval), pass_rates=here(part.pass_rates))
+        for part in config.parts
+        if not config.use or part.name in config.use
+    ]
 
 
 def corpus(seed: int, size: int = 3000) -> list[str]:

@@ -6,8 +6,9 @@ sandbox/pool.py).  So it scores by returning what is right, and by nothing else 
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from thinkfirst.rl import batch
 from thinkfirst.rl.rewards import hidden_tests
 from thinkfirst.rl.sandbox import pool, protocol
 
@@ -32,13 +33,37 @@ class Verdict:
         return self.status != "lost" and self.passed == self.total
 
 
+Submission = tuple[str, tuple[str, ...]]  # a program and its hidden tests
+
+
+class Judge:
+    """What `think_first.Judges` asks of a program: the share of its hidden tests that pass.
+
+    Programs that are handed in together run side by side, equal ones once; one that was not runs when it is asked for.
+    """
+
+    def __init__(self, box: pool.Sandbox) -> None:
+        self._box = box
+        self._known: dict[Submission, Verdict] = {}
+
+    def hand_in(self, submissions: Iterable[Submission]) -> None:
+        """Runs the programs of a batch, and forgets those of the batch before."""
+        asked = list(dict.fromkeys(submissions))
+        self._known = dict(zip(asked, judge(self._box, asked), strict=True))
+
+    def __call__(self, written: str, problem: batch.Problem) -> float | None:
+        submission = (written, problem.tests)
+        verdict = self._known.get(submission) or judge(self._box, [submission])[0]
+        return verdict.fraction
+
+
 def program(text: str) -> str:
     """The last complete fenced block of a text, else the text as it is."""
     blocks = _FENCED.findall(text)
     return blocks[-1] if blocks else text
 
 
-def judge(box: pool.Sandbox, submissions: Sequence[tuple[str, tuple[str, ...]]]) -> list[Verdict]:
+def judge(box: pool.Sandbox, submissions: Sequence[Submission]) -> list[Verdict]:
     """A verdict for each (program, hidden tests), in order; they run side by side."""
     parsed = [hidden_tests.parse(tests) for _, tests in submissions]
     jobs: list[protocol.Job | protocol.Check] = []

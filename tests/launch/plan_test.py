@@ -15,7 +15,7 @@ KEYS = {"programs", "fits", "largest_micro_batch_rows_per_device", "step_seconds
 @pytest.mark.timeout(900)  # the TPU compiler takes its time
 def test_a_tiny_recipe_is_planned(tmp_path, capsys):
     out = tmp_path / "plan.json"
-    line = ["plan", "--recipe=show_work_tiny", "--topology=v5e:2x4", f"--out={out}", "--set=stages.grpo.prompts=8"]
+    line = ["plan", "--recipe=show_work_random", "--topology=v5e:2x4", f"--out={out}", "--set=stages.grpo.prompts=8"]
     line += ["--set=stages.sft.batch_size=8"]
     assert plan.main(line) == 0
     found = json.loads(out.read_text())
@@ -41,12 +41,12 @@ def test_a_tiny_recipe_is_planned(tmp_path, capsys):
     ],
 )
 def test_what_a_user_gets_wrong_is_said_in_a_line(flags, says, capsys):
-    assert plan.main(["plan", "--recipe=show_work_tiny", *flags]) == 2
+    assert plan.main(["plan", "--recipe=show_work_random", *flags]) == 2
     assert says in capsys.readouterr().err
 
 
 def test_a_checkpoint_brings_its_shape(tmp_path):
-    recipe = dataclasses.replace(recipes.show_work_tiny(), checkpoint=str(recipes.DEMO_BASE))
+    recipe = dataclasses.replace(recipes.named("show_work_random"), checkpoint=str(recipes.DEMO_BASE))
     assert plan.architecture(recipe) == config.demo_gemma3()
 
 

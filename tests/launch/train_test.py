@@ -39,8 +39,8 @@ GSM8K = json.dumps({"question": "Q", "answer": "so\n#### 1"})
         (["--recipe=demo", "--set", "tokenizer=nowhere.model"], "nowhere.model: no such tokenizer file"),
         (["--recipe=demo", "--max_steps=-1"], "max_steps=-1"),
         (["--recipe=demo", "--set", "stages.sft.batch_size=3"], "sft: a batch of 3 rows cannot be cut into"),
-        (["--recipe=show_work_tiny", "--set", "data.train=nowhere.jsonl"], "data.train=nowhere.jsonl: no such file"),
-        (["--recipe=show_work_tiny"], "data.train is not set"),
+        (["--recipe=show_work_random", "--set", "data.train=nowhere.jsonl"], "data.train=nowhere.jsonl: no such file"),
+        (["--recipe=show_work_random"], "data.train is not set"),
     ],
 )
 def test_bad_input(capsys, tmp_path, arguments, message):
@@ -54,7 +54,7 @@ def test_a_bad_line_is_named(capsys, tmp_path):
     train_file = rows(tmp_path / "train.jsonl", GSM8K, "{oops")
     eval_file = rows(tmp_path / "eval.jsonl", GSM8K)
     sets = ["--set", f"data.train={train_file}", "--set", f"data.eval={eval_file}"]
-    status, err = run(capsys, tmp_path, "--recipe=show_work_tiny", *sets)
+    status, err = run(capsys, tmp_path, "--recipe=show_work_random", *sets)
     assert status == 2
     assert "train.jsonl:2: not JSON" in err
 
@@ -64,13 +64,13 @@ def test_a_tokenizer_of_another_size_is_refused(capsys, tmp_path):
     eval_file = rows(tmp_path / "eval.jsonl", GSM8K.replace("Q", "Other"))
     tokenizer = recipes.DEMO_BASE / "tokenizer.model"
     sets = [f"data.train={train_file}", f"data.eval={eval_file}", f"tokenizer={tokenizer}"]
-    status, err = run(capsys, tmp_path, "--recipe=show_work_tiny", *[f"--set={pair}" for pair in sets])
+    status, err = run(capsys, tmp_path, "--recipe=show_work_random", *[f"--set={pair}" for pair in sets])
     assert status == 2
     assert "512 pieces, but the model's embedding has 256000 rows" in err
 
 
 def test_a_run_that_bad_steps_ended_has_a_status_of_its_own(capsys, monkeypatch, tmp_path):
-    def ended(*_):
+    def ended(*_, **settings):
         raise guard.TooManyBadSteps("grpo: step 7 was not finite")
 
     monkeypatch.setattr(pipeline, "run", ended)

@@ -8,7 +8,8 @@ import pytest
 import tolerance
 from thinkfirst.core import config
 from thinkfirst.rl import batch, curriculum, grading, optimizer, stages
-from thinkfirst.rl.rewards import composite, reward, think_first, user
+from thinkfirst.rl.rewards import code, composite, reward, think_first, user
+from thinkfirst.rl.sandbox import pool
 
 SCHEDULE = stages.RewardSchedule(
     trace=curriculum.Anneal(0.45, 0.25, 11),
@@ -131,3 +132,18 @@ def test_every_part_by_domain_over_what_it_applies_to():
     rows = [(PROBLEM, ROWS[0][1])] * 2 + [(code, ROWS[0][1])]
     found = grading.by_domain(rows, [graded(1.0, a=1.0), graded(0.0, a=None), graded(None, a=None, b=0.25)])
     assert found == {"domain/code/b": 0.25, "domain/math/a": 1.0, "domain/math/reward": 0.5}
+
+
+def test_programs_of_a_step_are_run_together_and_paid_for():
+    """Half of the tests passed is half of the merit, with style as for any wrong answer; without a judge, None."""
+    stage = dataclasses.replace(STAGE, rewards=stages.ThinkFirstRewards())
+    problem = batch.Problem("p", "Q", "", domain="code", tests=("assert f(1) == 2", "assert f(2) == 4"))
+    rows = [(problem, completion(f"def f(x): return {body}")) for body in ("2 * x", "2", "2 * x", "1 /")]
+    assert [grade.total for grade in grading.make(stage)(rows, step=1, phase="easy")] == [None] * 4
+    assert grading.submissions(rows)[1] == ("def f(x): return 2", problem.tests)
+    with pool.Sandbox(1) as box:
+        grader = grading.make(stage, code.Judge(box))
+        found = grader([*rows, (PROBLEM, completion("18"))], step=1, phase="easy")
+    assert [grade.parts["correctness"] for grade in found] == [1.0, 0.5, 1.0, 0.0, 1.0]
+    right, half, again, none, _ = (grade.total for grade in found)
+    assert right == again > half > none

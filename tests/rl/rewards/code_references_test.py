@@ -10,7 +10,8 @@ import warnings
 
 import pytest
 
-from thinkfirst.rl.rewards import code, hidden_tests
+from thinkfirst.rl.data import mix
+from thinkfirst.rl.rewards import code
 from thinkfirst.rl.sandbox import pool
 
 ROWS = {"mbpp": 974, "sanitized": 427, "humaneval": 164}
@@ -18,7 +19,8 @@ ROWS = {"mbpp": 974, "sanitized": 427, "humaneval": 164}
 
 @pytest.fixture(scope="module", params=ROWS)
 def references(request, data_dir):
-    """(id, what is given, solution, hidden tests, the tests as published) of every row."""
+    """(id, what is given, solution, hidden tests as they are read, the tests as published) of every row."""
+    read = lambda kind, path: [row.problem for row in mix.READERS[kind](f"{data_dir}/{path}")]  # noqa: E731
     if request.param == "humaneval":
         with gzip.open(data_dir / "humaneval/HumanEval.jsonl.gz", "rt") as file:
             rows = [json.loads(line) for line in file]
@@ -27,25 +29,24 @@ def references(request, data_dir):
                 row["task_id"],
                 row["prompt"],
                 row["canonical_solution"],
-                hidden_tests.humaneval(row["prompt"], row["test"], row["entry_point"]),
+                problem.tests,
                 f"{row['test']}\ncheck({row['entry_point']})",
             )
-            for row in rows
+            for row, problem in zip(rows, read("humaneval", "humaneval/HumanEval.jsonl.gz"), strict=True)
         ]
+    elif request.param == "mbpp":
+        rows = [json.loads(line) for line in (data_dir / "mbpp/mbpp.jsonl").read_text().splitlines()]
+        found = list(map(mbpp, rows, read("mbpp", "mbpp/mbpp.jsonl")))
     else:
-        if request.param == "mbpp":
-            rows = [json.loads(line) for line in (data_dir / "mbpp/mbpp.jsonl").read_text().splitlines()]
-        else:
-            rows = json.loads((data_dir / "mbpp/sanitized-mbpp.json").read_text())
-        found = [mbpp(row) for row in rows]
+        rows = json.loads((data_dir / "mbpp/sanitized-mbpp.json").read_text())
+        found = list(map(mbpp, rows, read("mbpp", "mbpp/sanitized-mbpp.json")))
     assert len(found) == ROWS[request.param]
     return found
 
 
-def mbpp(row):
+def mbpp(row, problem):
     setup = [text for text in (*row.get("test_imports", ()), row.get("test_setup_code", "")) if text]
-    tests = (*setup, *row["test_list"], *row.get("challenge_test_list", []))
-    return row["task_id"], "", row["code"], tests, "\n".join(tests)
+    return row["task_id"], "", row["code"], problem.tests, "\n".join((*setup, *row["test_list"]))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from thinkfirst.rl import batch
 from thinkfirst.rl.rewards import code
 from thinkfirst.rl.sandbox import pool
 
@@ -80,3 +81,16 @@ def test_what_was_not_judged_has_no_score():
 )
 def test_the_program_of_a_text(text, program):
     assert code.program(text) == program
+
+
+def test_a_judge_says_what_judging_does_and_runs_equal_programs_once(box, monkeypatch):
+    problem = batch.Problem("id", "Q", "", domain="code", tests=SQUARES)
+    jobs = []
+    run = box.run
+    monkeypatch.setattr(box, "run", lambda asked: jobs.append(len(asked)) or run(asked))
+    judge = code.Judge(box)
+    judge.hand_in([(RIGHT, SQUARES), (RIGHT, SQUARES), ("def f(x): return 49", SQUARES)])
+    assert jobs == [4]  # two programs, each with its calls and its check
+    assert judge(RIGHT, problem) == 1.0 and judge("def f(x): return 49", problem) == 1 / 3
+    assert jobs == [4]
+    assert judge("def f(x): return 64", problem) == 1 / 3 and jobs == [4, 2]
