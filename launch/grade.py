@@ -30,7 +30,7 @@ from typing import Any
 from absl import flags
 
 from thinkfirst.core import config, files
-from thinkfirst.launch import opening, recipes, rows
+from thinkfirst.launch import opening, rows, show_work
 from thinkfirst.rl import batch, grading, stages
 from thinkfirst.rl.rewards import composite, domains, reward
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 def _grade(line: flags.FlagValues) -> None:
     schedule: stages.RewardSchedule | stages.ThinkFirstRewards = (
-        recipes.show_work_rewards(over=SHOW_WORK_STEPS) if line.pipeline == "show_work" else stages.ThinkFirstRewards()
+        show_work.rewards(over=SHOW_WORK_STEPS) if line.pipeline == "show_work" else stages.ThinkFirstRewards()
     )
     pipeline = _pipeline(config.override(schedule, line.set))
     asked = rows.read(line.input)

@@ -11,7 +11,6 @@ from thinkfirst.rl import curriculum, objective, optimizer, stages
 from thinkfirst.rl.data import source
 
 DEMO_BASE = show_work.DEMO_BASE
-show_work_rewards = show_work.rewards
 
 
 def demo_base() -> stages.RunConfig:
@@ -94,7 +93,7 @@ def _demo(recipe: str, *, sft_steps: int, grpo_steps: int, held_out: int) -> sta
                     ),
                     curriculum.Phase("mixed", until=0, difficulties=("easy", "medium", "medium", "hard")),
                 ),
-                rewards=show_work_rewards(over=grpo_steps),
+                rewards=show_work.rewards(over=grpo_steps),
                 loss=objective.LossConfig(beta=0.03),
             ),
             evaluate("grpo"),

@@ -15,7 +15,7 @@ import threading
 import time
 
 from thinkfirst.core import checkpoint, manifest, metrics
-from thinkfirst.launch import recipes, train
+from thinkfirst.launch import recipes, show_work, train
 from thinkfirst.rl import (
     curriculum,
     evaluate,
@@ -54,7 +54,7 @@ def toy(folder):
                 optimizer=rate,
                 lora=stages.LoraConfig(rank=2),
                 phases=(curriculum.Phase("easy", 2, ("easy",)), curriculum.Phase("mixed", 0, ("easy", "medium"))),
-                rewards=recipes.show_work_rewards(over=3),
+                rewards=show_work.rewards(over=3),
                 steps=5,
                 prompts=4,
                 group=2,

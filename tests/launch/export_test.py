@@ -5,7 +5,7 @@ import json
 import pytest
 
 from thinkfirst.core import runtime
-from thinkfirst.launch import export, generate, recipes
+from thinkfirst.launch import export, generate, recipes, show_work
 from thinkfirst.rl import curriculum, loop, optimizer, pipeline, stages
 from thinkfirst.rl.data import source
 
@@ -34,7 +34,7 @@ def tiny():
                 max_new_tokens=8,
                 save_every=1,
                 phases=(curriculum.Phase("easy", until=0, difficulties=("easy",)),),
-                rewards=recipes.show_work_rewards(over=2),
+                rewards=show_work.rewards(over=2),
             ),
         ),
     )

@@ -91,7 +91,7 @@ def test_memory_that_does_not_suffice_ends_it_with_what_needs_less(capsys, monke
     told = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\nmore")
     for error in (told, MemoryError()):
 
-        def full(*_, error=error):
+        def full(*_, error=error, **__):
             raise error
 
         status, _, err = ends(capsys, monkeypatch, tmp_path, full)
@@ -100,7 +100,7 @@ def test_memory_that_does_not_suffice_ends_it_with_what_needs_less(capsys, monke
 
 
 def test_another_error_of_the_device_is_no_lack_of_memory(capsys, monkeypatch, tmp_path):
-    def broken(*_):
+    def broken(*_, **__):
         raise jax.errors.JaxRuntimeError("INTERNAL: something")
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
@@ -110,7 +110,7 @@ def test_another_error_of_the_device_is_no_lack_of_memory(capsys, monkeypatch, t
 def test_a_preemption_and_a_limit_are_told_apart(capsys, monkeypatch, tmp_path):
     for preempted, expected, said in ((True, 143, "told to end"), (False, 0, "stopped as asked")):
 
-        def cut_short(_, __, budget, preempted=preempted):
+        def cut_short(_, __, budget, preempted=preempted, **___):
             budget.preempted = preempted
             raise loop.OutOfBudget
 

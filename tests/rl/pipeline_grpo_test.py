@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from thinkfirst.core import mesh, runtime
-from thinkfirst.launch import recipes
+from thinkfirst.launch import recipes, show_work
 from thinkfirst.rl import curriculum, guard, loading, loop, objective, optimizer, overlong, pipeline, stages
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import trace
@@ -26,7 +26,7 @@ def recipe(**settings):
         optimizer=optimizer.OptimizerConfig(learning_rate=1e-2),
         lora=stages.LoraConfig(rank=2),
         phases=(curriculum.Phase("easy", 0, ("easy",)),),
-        rewards=recipes.show_work_rewards(over=3),
+        rewards=show_work.rewards(over=3),
         steps=3,
         prompts=8,
         group=2,

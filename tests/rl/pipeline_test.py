@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from thinkfirst.core import mesh, runtime
-from thinkfirst.launch import recipes
+from thinkfirst.launch import recipes, show_work
 from thinkfirst.rl import curriculum, loop, optimizer, pipeline, stages
 from thinkfirst.rl.data import source
 
@@ -40,7 +40,7 @@ def recipe():
                     curriculum.Phase("easy", until=2, difficulties=("easy",)),
                     curriculum.Phase("hard", 0, ("hard",)),
                 ),
-                rewards=recipes.show_work_rewards(over=3),
+                rewards=show_work.rewards(over=3),
                 steps=3,
                 prompts=8,
                 group=2,

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 import slices
-from thinkfirst.launch import recipes
+from thinkfirst.launch import show_work
 from thinkfirst.models import config, remat
 from thinkfirst.rl import device_memory, plan_programs, remat_choice
 
@@ -25,7 +25,7 @@ def test_the_policy_chosen_is_the_first_that_fits():
 
 def grpo(**settings):
     """The GRPO stage of the tiny recipe, for eight shards."""
-    (stage,) = [stage for stage in recipes.show_work_tiny().stages if stage.name == "grpo"]
+    (stage,) = [stage for stage in show_work.show_work_tiny().stages if stage.name == "grpo"]
     return dataclasses.replace(stage, prompts=8, micro_batches=1, **settings)
 
 

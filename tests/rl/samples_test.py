@@ -212,6 +212,7 @@ class Noting:
     """A source that counts by difficulty and notes what it is asked for."""
 
     counts_by_difficulty = True
+    runs_code = False
 
     def problem(self, index, difficulty):
         return batch.Problem(f"{difficulty} {index}", "Q", "1")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from thinkfirst.core import mesh, runtime
-from thinkfirst.launch import recipes
+from thinkfirst.launch import recipes, show_work
 from thinkfirst.rl import curriculum, optimizer, pipeline, stages
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import user
@@ -38,7 +38,7 @@ def recipe(function):
                 optimizer=optimizer.OptimizerConfig(learning_rate=1e-2),
                 lora=stages.LoraConfig(rank=2),
                 phases=(curriculum.Phase("easy", 0, ("easy",)),),
-                rewards=recipes.show_work_rewards(over=2),
+                rewards=show_work.rewards(over=2),
                 steps=2,
                 prompts=8,
                 group=2,

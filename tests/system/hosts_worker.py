@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}
 import jax  # noqa: E402
 
 from thinkfirst.core import mesh  # noqa: E402
-from thinkfirst.launch import recipes, train  # noqa: E402
+from thinkfirst.launch import recipes, show_work, train  # noqa: E402
 from thinkfirst.rl import curriculum, grading, optimizer, overlong, pipeline, rollout, stages  # noqa: E402
 from thinkfirst.rl.data import source  # noqa: E402
 
@@ -36,7 +36,7 @@ def toy() -> stages.RunConfig:
                 optimizer=rate,
                 lora=stages.LoraConfig(rank=2),
                 phases=(curriculum.Phase("easy", 0, ("easy",)),),
-                rewards=recipes.show_work_rewards(over=3),
+                rewards=show_work.rewards(over=3),
                 overlong=overlong.OverlongConfig(buffer=12, penalty=0.2),
                 steps=3,
                 prompts=8,

@@ -9,7 +9,7 @@ import pytest
 import slices
 from thinkfirst.kernels.cost import chips, flops
 from thinkfirst.launch import plan as plan_program
-from thinkfirst.launch import recipes
+from thinkfirst.launch import show_work
 from thinkfirst.models import config
 from thinkfirst.rl import plan, plan_programs
 
@@ -27,7 +27,7 @@ def quick_compiler():
 
 def trained(*, num_layers, base_dtype="stored"):
     """(stage, model and what it trains): rows of 256 + 768 tokens, rank 64 on all projections."""
-    (stage,) = [stage for stage in recipes.show_work_gemma3_1b().stages if stage.name == "grpo"]
+    (stage,) = [stage for stage in show_work.show_work_gemma3_1b().stages if stage.name == "grpo"]
     stage = dataclasses.replace(stage, lora=dataclasses.replace(stage.lora, rank=64))
     shape = dataclasses.replace(config.gemma3_1b(), num_layers=num_layers, base_dtype=base_dtype)
     return stage, plan_programs.trained(shape, slices.layout("v5e:2x4"), stage)
