@@ -35,7 +35,8 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def rates(config: OptimizerConfig, steps: int) -> np.ndarray:
     """The schedule's values on the host, for the log."""
-    return np.asarray(jax.vmap(schedule(config, steps))(jnp.arange(steps)))
+    with jax.numpy_dtype_promotion("standard"):  # as in `apply`
+        return np.asarray(jax.vmap(schedule(config, steps))(jnp.arange(steps)))
 
 
 def apply(transform: optax.GradientTransformation, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:

@@ -36,7 +36,7 @@ def settled(stage: stages.Grpo | stages.Sft, subject: plan_programs.Trained, *, 
 
 
 def chosen(
-    fits: Callable[[remat.Name], bool], kept: Callable[[remat.Name], int], beside: float, limit: int
+    fits: Callable[[remat.Name], bool], kept: Callable[[remat.Name], int], beside: int | float, limit: int
 ) -> remat.Name:
     """The policy that computes the least again and still fits; "full", fit or not, if none does.
 

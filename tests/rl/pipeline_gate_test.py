@@ -44,8 +44,8 @@ def scores(monkeypatch):
     planted = {"before": 1.0, "after": 1.0}
     whole = evaluate.evaluate
 
-    def scored(subject, problems, stage, key, judge=None):
-        found = whole(subject, problems, stage, key, judge)
+    def scored(subject, problems, stage, key, judge=None, *, check):
+        found = whole(subject, problems, stage, key, judge, check=check)
         for row in found["by_problem"]:
             row["strict"] = planted[stage.label]
         return found
