@@ -51,7 +51,7 @@ def think_first_tiny() -> stages.RunConfig:
                 optimizer=optimizer.OptimizerConfig(learning_rate=3e-3, warmup=0.05, decay="cosine"),
                 data="small_world",
                 name="instruct",
-                steps=160,
+                steps=400,
                 batch_size=16,
                 num_tokens=256,
             ),
