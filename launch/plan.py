@@ -22,7 +22,7 @@ from thinkfirst.kernels.cost import chips
 from thinkfirst.launch import recipes
 from thinkfirst.models import config as model_config
 from thinkfirst.models import weights
-from thinkfirst.rl import batch, plan, plan_programs, stages
+from thinkfirst.rl import plan, plan_programs, stages
 
 EFFORT = -1.0  # of the compiler: a quarter of the time for some per cent more memory
 
@@ -106,8 +106,8 @@ def _grpo(
     parts = stage.micro_batches * subject.shards
     if stage.prompts * stage.group % parts:
         raise ValueError(f"{stage.name}: {stage.prompts} x {stage.group} rows cannot be cut into {parts} equal parts")
-    rows = stage.prompts * stage.group // parts
-    prompt = min(batch.bucket(recipe.max_prompt_tokens), recipe.max_prompt_tokens)
+    prompt = recipe.max_prompt_tokens
+    rows = plan_programs.rows_per_device(stage, subject, prompt)
     settings = {"window": subject.model.config.window, "devices": subject.mesh.size}
 
     def update(rows: int, remat: Any, micro_batches: int = 1) -> plan.Program:
@@ -156,7 +156,7 @@ def _sft(found: dict[str, Any], stage: stages.Sft, subject: plan_programs.Traine
     )
     found["programs"][f"{stage.name}/update"] = dataclasses.asdict(program)
     found["stages"][stage.name] = {
-        "rows_per_device": stage.batch_size // parts,
+        "rows_per_device": plan_programs.rows_per_device(stage, subject),
         "step_seconds_estimate": program.seconds,
         "hours_estimate": program.seconds * stage.steps / 3600,
     }

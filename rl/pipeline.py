@@ -16,7 +16,7 @@ import numpy as np
 from thinkfirst.core import config as config_lib
 from thinkfirst.core import files, mesh, runtime, sharding
 from thinkfirst.models import weights
-from thinkfirst.rl import evaluate, guard, loading, loop, optimizer, policy, report, sft, stages, trainer
+from thinkfirst.rl import evaluate, guard, loading, loop, optimizer, packing, policy, report, sft, stages, trainer
 from thinkfirst.rl.data import source
 
 Progress = dict[str, Any]  # {"stages": [...], "evaluations": [...]} as in final_results.json
@@ -129,12 +129,24 @@ def _training(
         advance = lambda state, rows: update(*state, rows)  # noqa: E731
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
-        rows = _demonstrations(subject, stage, problems, step)
+        pairs = _demonstrations(subject, stage, problems, step)
+        plan, row = packing.planned(
+            pairs,
+            packing.one_a_row(len(pairs), row_tokens=stage.num_tokens, room=stage.num_tokens - 1),
+            row_tokens=stage.row_tokens,
+            num_shards=mesh.num_row_shards(subject.mesh),
+            micro_batches=stage.micro_batches,
+        )
+        rows = packing.lay_out(pairs, plan)
         *state, learned = advance(state, jax.device_put(rows, sharding.rows(subject.mesh)))
-        row, wrong = guard.split(jax.device_get(learned))
-        dropped = float((np.asarray(rows.length_B) == 0).mean())
-        tokens = int(np.asarray(rows.length_B).sum())
-        row |= {"learning_rate": float(rates[step - 1]), "dropped_rows": dropped, "tokens_of_step": tokens}
+        scalars, wrong = guard.split(jax.device_get(learned))
+        lengths = np.array([len(prompt) + len(completion) for prompt, completion in pairs])
+        row |= {
+            **scalars,
+            "learning_rate": float(rates[step - 1]),
+            "dropped_rows": float((lengths == 0).mean()),
+            "tokens_of_step": int(lengths.sum()),
+        }
         trained = {"params": state[0]} if pretrains else {"params": subject.params, "adapter": state[0]}
         found = guard.fault(wrong, rows, trees={**trained, "optimizer": state[1]})
         return tuple(state), {**row, "fault": found}, []
@@ -144,15 +156,15 @@ def _training(
 
 def _demonstrations(
     subject: policy.Policy, stage: stages.Pretrain | stages.Sft, problems: source.Source, step: int
-) -> Any:
-    """The step's rows; one that does not fit `num_tokens` is left empty."""
-    rows = []
+) -> list[packing.Pair]:
+    """Prompts and completions of the step; one that does not fit `num_tokens` is left empty."""
+    pairs: list[packing.Pair] = []
     for index in range((step - 1) * stage.batch_size, step * stage.batch_size):
         shown = problems.demonstration(index)
         prompt = subject.tokenizer.prompt(shown.problem.question, subject.instruction)
         completion = subject.tokenizer.completion(shown.completion)
-        rows.append((prompt, completion) if len(prompt) + len(completion) <= stage.num_tokens else ([], []))
-    return sft.collate(rows, stage.num_tokens)
+        pairs.append((prompt, completion) if len(prompt) + len(completion) <= stage.num_tokens else ([], []))
+    return pairs
 
 
 def _install(subject: policy.Policy, stage: loop.TrainingStage, state: Any) -> None:

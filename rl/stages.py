@@ -20,6 +20,15 @@ def _at_least(stage: object, **minimums: int) -> None:
             raise ValueError(f"{type(stage).__name__}: {name}={value} must be at least {minimum}")
 
 
+def _check_row_tokens(stage: "Pretrain | Sft | Grpo", longest: int) -> None:
+    """Raises unless the rows that samples are packed in, if they are, can hold the longest."""
+    if stage.row_tokens and stage.row_tokens < longest:
+        raise ValueError(
+            f"{type(stage).__name__} {stage.name}: row_tokens={stage.row_tokens} cannot hold a sample of {longest}"
+            " tokens; 0 packs nothing"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Rank and alpha of a fresh adapter on every projection; or a start, which brings its own.
@@ -50,17 +59,22 @@ class Pretrain:
     steps: int = 1000
     batch_size: int = 128
     num_tokens: int = 96
+    row_tokens: int = 0
     micro_batches: int = 1
     max_bad_steps: int = 3
     save_every: int = 100
 
     def __post_init__(self) -> None:
         _at_least(self, steps=1, batch_size=1, num_tokens=2, micro_batches=1, max_bad_steps=1, save_every=1)
+        _check_row_tokens(self, self.num_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sft:
-    """A fresh adapter trained to imitate demonstrations; `num_tokens` is the padded length of a row."""
+    """A fresh adapter trained to imitate demonstrations; one of more than `num_tokens` is left out.
+
+    A row holds one of them, or in `row_tokens` tokens as many as fit (here and in the other stages that train).
+    """
 
     optimizer: optimizer.OptimizerConfig
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
@@ -68,12 +82,14 @@ class Sft:
     steps: int = 100
     batch_size: int = 32
     num_tokens: int = 512
+    row_tokens: int = 0
     micro_batches: int = 1
     max_bad_steps: int = 3
     save_every: int = 20
 
     def __post_init__(self) -> None:
         _at_least(self, steps=1, batch_size=1, num_tokens=2, micro_batches=1, max_bad_steps=1, save_every=1)
+        _check_row_tokens(self, self.num_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +139,7 @@ class Grpo:
     steps: int = 100
     prompts: int = 16
     group: int = 4
+    row_tokens: int = 0
     micro_batches: int = 1
     remat: remat_lib.Name = "none"
     num_iterations: int = 1
@@ -228,6 +245,9 @@ class RunConfig:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"{self.recipe}: stages must have names of their own: {names}")
+        for stage in self.stages:
+            if isinstance(stage, Grpo):
+                _check_row_tokens(stage, self.max_prompt_tokens + stage.max_new_tokens)
         if self.lanes < 1:
             raise ValueError(f"lanes={self.lanes} must be at least 1")
         if self.seed < 0:
