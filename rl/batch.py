@@ -124,9 +124,9 @@ class Sample:
     """A prompt and what was sampled after it; `logp` and `floor` are the rollout's, one for each completion token."""
 
     prompt: Sequence[int]
-    completion: Int[np.ndarray, "T"]
-    logp: Float[np.ndarray, "T"]
-    floor: Float[np.ndarray, "T"]
+    completion: Int[np.ndarray, "_"]
+    logp: Float[np.ndarray, "_"]
+    floor: Float[np.ndarray, "_"]
     advantage: float
 
 

@@ -110,7 +110,8 @@ def test_micro_batches_and_remat_change_nothing(cut):
     ids=lambda settings: settings["objective"],
 )
 def test_micro_batches_and_packing_change_nothing_in_other_objectives(settings):
-    whole, parts = update(experience(), **settings), update(experience(plan=packed(1, 2)), micro_batches=2, **settings)
+    whole = update(experience(), **settings)
+    parts = update(experience(plan=packed(1, 2)), micro_batches=2, **settings)
     assert gap(whole[0], parts[0]) < 2e-6
     assert gap(whole[0], update(experience())[0]) > 1e-4  # another objective, another step
     for name, value in whole[1].items():
@@ -129,7 +130,8 @@ def test_a_correction_takes_the_learners_own_policy_for_the_old_one():
     # Every ratio is about e, so every weight 1.5.
     for kind in ("min", "mean", "max"):
         tolerance.assert_close(metrics[f"sampling/importance_sampling_ratio/{kind}"], np.float32(1.5))
-    tolerance.assert_close(metrics["policy_loss"], np.float32(-1.5 * np.mean([sample.advantage for sample in samples()])))
+    mean = np.mean([sample.advantage for sample in samples()])
+    tolerance.assert_close(metrics["policy_loss"], np.float32(-1.5 * mean))
 
 
 @pytest.mark.slow

@@ -59,7 +59,8 @@ def test_gated_worked_by_hand():
 
 def test_gated_has_the_gradient_of_ppo_on_policy():
     def total(log_ratio_BT):
-        return loss.gated(log_ratio_BT, jnp.asarray(ADVANTAGE_BT[:, :1]), tau_positive=1.0, tau_negative=2.0).loss_BT.sum()
+        advantage_BT = jnp.asarray(ADVANTAGE_BT[:, :1])
+        return loss.gated(log_ratio_BT, advantage_BT, tau_positive=1.0, tau_negative=2.0).loss_BT.sum()
 
     tolerance.assert_close(jax.grad(total)(jnp.zeros((2, 1))), np.float32([[-1.0], [1.0]]))
 
@@ -74,7 +75,7 @@ def test_sums_are_those_of_the_samples_wherever_they_stand():
 
 
 def test_log_ratios_of_sequences_worked_by_hand():
-    """d = .1 .2 of one sample, .9 of none, .5 of the next: means .15 and .5; a token's gradient is 1/2, or 1 its own."""
+    """d = .1 .2 of one sample, .9 of none, .5 of the next: means .15 and .5; gradients of 1/2, or 1 of its own."""
     logp_BT, old_logp_BT = jnp.array([[-1.0, -2.0, -3.0, -1.0]]), jnp.array([[-1.1, -2.2, -3.9, -1.5]])
     sample_BT = jnp.array([[1, 1, 0, 2]])
     whole = loss.sequence_log_ratio(logp_BT, old_logp_BT, sample_BT)

@@ -72,7 +72,8 @@ SETTINGS += [{"correction": "token_truncate", "correction_low": 0.5, "correction
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_value_and_gradient(settings):
     arrays = case()
-    config = objective.LossConfig(beta=BETA, clip_low=LOW, clip_high=HIGH, entropy_bonus=BONUS, max_tokens=7, **settings)
+    fixed = {"beta": BETA, "clip_low": LOW, "clip_high": HIGH, "entropy_bonus": BONUS, "max_tokens": 7}
+    config = objective.LossConfig(**fixed, **settings)
     with jax.enable_x64(True):  # noqa: FBT003
         found = objective.Tokens(
             logp_BT=jnp.asarray(arrays["lp"]),
