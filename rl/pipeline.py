@@ -27,7 +27,7 @@ def run(config: stages.RunConfig, workdir: pathlib.Path, budget: runtime.Budget)
     problems = source.make(config.data, config.seed)
     subject = loading.from_config(config, workdir)
     for stage in config.stages:
-        _check_rows(stage, mesh.num_row_shards(subject.mesh))
+        _check_rows(stage, mesh.num_row_shards(subject.mesh), config.max_prompt_tokens)
     claim(config, workdir)
     progress = _read_progress(workdir)
     first_step = num_tokens = 0
@@ -89,16 +89,21 @@ def _root(config: stages.RunConfig, place: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed), place)
 
 
-def _check_rows(stage: stages.Stage, num_shards: int) -> None:
-    """Raises unless the rows that a stage trains on at once can be spread over the mesh."""
+def _check_rows(stage: stages.Stage, num_shards: int, max_prompt_tokens: int) -> None:
+    """Raises unless rows can hold the samples of a stage that trains, and be spread over the mesh."""
     if isinstance(stage, stages.Grpo):
-        rows, parts = stage.prompts * stage.group, stage.micro_batches * num_shards
+        rows, longest = stage.prompts * stage.group, max_prompt_tokens + stage.max_new_tokens
     elif isinstance(stage, stages.Pretrain | stages.Sft):
-        rows, parts = stage.batch_size, stage.micro_batches * num_shards
+        rows, longest = stage.batch_size, stage.num_tokens
     else:
         return
+    parts = stage.micro_batches * num_shards
     if rows % parts:
         raise ValueError(f"{stage.name}: a batch of {rows} rows cannot be cut into {parts} equal parts")
+    if 0 < stage.row_tokens < longest:
+        raise ValueError(
+            f"{stage.name}: row_tokens={stage.row_tokens} must hold a sample of {longest} tokens; 0 packs nothing"
+        )
 
 
 def _initial(subject: policy.Policy, stage: loop.TrainingStage, root: jax.Array) -> tuple[Any, Any]:

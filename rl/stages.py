@@ -20,15 +20,6 @@ def _at_least(stage: object, **minimums: int) -> None:
             raise ValueError(f"{type(stage).__name__}: {name}={value} must be at least {minimum}")
 
 
-def _check_row_tokens(stage: "Pretrain | Sft | Grpo", longest: int) -> None:
-    """Raises unless the rows that samples are packed in, if they are, can hold the longest."""
-    if stage.row_tokens and stage.row_tokens < longest:
-        raise ValueError(
-            f"{type(stage).__name__} {stage.name}: row_tokens={stage.row_tokens} cannot hold a sample of {longest}"
-            " tokens; 0 packs nothing"
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Rank and alpha of a fresh adapter on every projection; or a start, which brings its own.
@@ -66,7 +57,7 @@ class Pretrain:
 
     def __post_init__(self) -> None:
         _at_least(self, steps=1, batch_size=1, num_tokens=2, micro_batches=1, max_bad_steps=1, save_every=1)
-        _check_row_tokens(self, self.num_tokens)
+        _at_least(self, row_tokens=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +80,7 @@ class Sft:
 
     def __post_init__(self) -> None:
         _at_least(self, steps=1, batch_size=1, num_tokens=2, micro_batches=1, max_bad_steps=1, save_every=1)
-        _check_row_tokens(self, self.num_tokens)
+        _at_least(self, row_tokens=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +149,7 @@ class Grpo:
 
     def __post_init__(self) -> None:
         _at_least(self, steps=1, prompts=1, group=2, micro_batches=1, max_new_tokens=1, save_every=1, top_k=0)
-        _at_least(self, num_iterations=1, refill_tokens=0, max_bad_steps=1)
+        _at_least(self, num_iterations=1, refill_tokens=0, max_bad_steps=1, row_tokens=0)
         if self.overlong.buffer > self.max_new_tokens:
             raise ValueError(
                 f"Grpo {self.name}: overlong.buffer={self.overlong.buffer} exceeds max_new_tokens={self.max_new_tokens}"
@@ -245,9 +236,6 @@ class RunConfig:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"{self.recipe}: stages must have names of their own: {names}")
-        for stage in self.stages:
-            if isinstance(stage, Grpo):
-                _check_row_tokens(stage, self.max_prompt_tokens + stage.max_new_tokens)
         if self.lanes < 1:
             raise ValueError(f"lanes={self.lanes} must be at least 1")
         if self.seed < 0:
