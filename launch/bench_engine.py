@@ -13,7 +13,7 @@ import numpy as np
 from thinkfirst.core import mesh, sharding
 from thinkfirst.launch import timing
 from thinkfirst.models import config, gemma, lora
-from thinkfirst.rl import batch, learner, objective, optimizer, rollout, trainer
+from thinkfirst.rl import batch, learner, objective, optimizer, packing, rollout
 
 NUM_PROMPTS, GROUP, PROMPT_TOKENS, ROOM = 24, 8, 64, 64
 GAP = 1e-5  # nats between engine and learner, float32
@@ -49,8 +49,9 @@ class Setting:
         transform = optimizer.make(optimizer.OptimizerConfig(learning_rate=1e-3), 10)
         step = learner.make_step(self.model, transform, objective.LossConfig(), micro_batches=2, remat="none")
         advantage_B = np.resize(np.array([1, -1], np.float32), NUM_PROMPTS * GROUP)
-        rows = batch.experience(self.prompts, found, advantage_B)
-        rows = jax.device_put(trainer.trimmed(rows), sharding.rows(self.mesh))
+        samples = batch.samples(batch.unpadded(self.prompts), found, advantage_B)
+        plan = packing.one_a_row(len(samples), row_tokens=PROMPT_TOKENS + ROOM, room=ROOM)
+        rows = jax.device_put(packing.experience(samples, plan), sharding.rows(self.mesh))
 
         def update() -> Any:
             adapter = jax.tree.map(jnp.copy, self.adapter)  # the step donates what it is given

@@ -25,7 +25,7 @@ from thinkfirst.launch import recipes
 from thinkfirst.models import config as model_config
 from thinkfirst.models import remat as remat_lib
 from thinkfirst.models import weights
-from thinkfirst.rl import batch, plan, plan_programs, remat_choice, stages
+from thinkfirst.rl import plan, plan_programs, remat_choice, stages
 
 EFFORT = -1.0  # of the compiler: a quarter of the time for some per cent more memory
 
@@ -142,8 +142,8 @@ def _grpo(
     compiler: Compiler,
 ) -> None:
     """Adds the stage and its programs."""
-    rows = plan_programs.rows_per_device(stage, subject)
-    prompt = min(batch.bucket(recipe.max_prompt_tokens), recipe.max_prompt_tokens)
+    prompt = recipe.max_prompt_tokens
+    rows = plan_programs.rows_per_device(stage, subject, prompt)
     resident = plan_programs.on_device(subject.opt_state)
 
     def step(rows: int, remat: remat_lib.Name, micro_batches: int) -> Any:

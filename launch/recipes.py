@@ -84,6 +84,7 @@ def _demo(recipe: str, *, sft_steps: int, grpo_steps: int, held_out: int) -> sta
                 steps=grpo_steps,
                 prompts=16,
                 group=8,
+                row_tokens=128,
                 micro_batches=8,
                 max_new_tokens=60,
                 phases=(

@@ -1,7 +1,7 @@
-"""The nouns of a step: Problem -> Prompts -> Rollout -> Completion -> Experience.
+"""The nouns of a step: Problem -> Prompts -> Rollout -> Completion -> Sample -> Experience.
 
-Host-side nouns (`Problem`, `Demonstration`, `Completion`) are frozen dataclasses of plain Python values; device-side
-nouns (`Prompts`, `Sampling`, `Rollout`, `Experience`) are pytrees of arrays.
+Host-side nouns (`Problem`, `Demonstration`, `Completion`, `Sample`) are frozen dataclasses of plain Python values;
+device-side nouns (`Prompts`, `Sampling`, `Rollout`, `Rows`, `Experience`) are pytrees of arrays.
 """
 
 import dataclasses
@@ -119,33 +119,67 @@ class Rollout:
     stopped_B: Bool[AnyArray, "B"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A prompt and what was sampled after it; `logp` and `floor` are the rollout's, one for each completion token."""
+
+    prompt: Sequence[int]
+    completion: Int[np.ndarray, "_"]
+    logp: Float[np.ndarray, "_"]
+    floor: Float[np.ndarray, "_"]
+    advantage: float
+
+
 @flax.struct.dataclass
-class Sequences:
-    """Prompt and completion of each row, right-padded: what SFT and pre-training read."""
+class Rows:
+    """Rows of tokens, in each one sample or several (prompt, then completion), then padding: what is trained on.
+
+    `segment_BT` is 1 + the number of the sample that a token belongs to, 0 where it is padding; a sample is one run of
+    a row.  `column_BT` runs over the row's completion tokens alone: the column of each, in turn, then 0.  (The first
+    token of a row is never one of them: nothing predicts it.)  `rl/packing.py` makes them.
+    """
 
     tokens_BT: Int[AnyArray, "B T"]
-    prompt_length_B: Int[AnyArray, "B"]
-    length_B: Int[AnyArray, "B"]
+    segment_BT: Int[AnyArray, "B T"]
+    column_BT: Int[AnyArray, "B T"]
+
+    @property
+    def mask_BT(self) -> Bool[Array, "B T"]:
+        """Where there is a completion token."""
+        return jnp.asarray(self.column_BT) > 0
+
+    @property
+    def completion_BT(self) -> Int[Array, "B T"]:
+        """The completion tokens."""
+        return jnp.take_along_axis(jnp.asarray(self.tokens_BT), jnp.asarray(self.column_BT), axis=1)
+
+    @property
+    def sample_BT(self) -> Int[Array, "B T"]:
+        """1 + the number of the sample of every completion token, 0 where there is none."""
+        segment_BT = jnp.take_along_axis(jnp.asarray(self.segment_BT), jnp.asarray(self.column_BT), axis=1)
+        return jnp.where(self.mask_BT, segment_BT, 0)
+
+    @property
+    def num_samples(self) -> Int[Array, ""]:
+        """How many samples there are, those without completion tokens included."""
+        segment_BT = jnp.asarray(self.segment_BT)
+        before_BT = jnp.pad(segment_BT[:, :-1], ((0, 0), (1, 0)))
+        return ((segment_BT != before_BT) & (segment_BT > 0)).sum()
 
 
 @flax.struct.dataclass
 class Experience:
-    """What the learner reads: whole sequences (prompt, then completion, then padding) and what is known of them.
-
-    `completion_*` arrays run over the completion only; its first token stands at column `prompt_length_B` of
-    `tokens_BT`.  A row without a prompt is padding, and is not counted as a row anywhere.
+    """What the learner reads: rows, and beside `rows.column_BT` what is known of each completion token.
 
     `old_logp_BT` is the policy that the trust region is around, `sampler_logp_BT` what the engine sampled from, None
-    where that is the same.  `floor_BT` is that of the rollout, None where no token could be dropped.
+    where that is the same.  `floor_BT` is that of the rollout, None where no token could be dropped.  A sample's
+    advantage stands at each of its tokens.
     """
 
-    tokens_BT: Int[AnyArray, "B T"]
-    prompt_length_B: Int[AnyArray, "B"]
-    completion_BT: Int[AnyArray, "B T"]
-    completion_length_B: Int[AnyArray, "B"]
+    rows: Rows
     old_logp_BT: Float[AnyArray, "B T"]
     floor_BT: Float[AnyArray, "B T"] | None
-    advantage_B: Float[AnyArray, "B"]
+    advantage_BT: Float[AnyArray, "B T"]
     sampler_logp_BT: Float[AnyArray, "B T"] | None = None
 
 
@@ -173,43 +207,33 @@ def length_mask(length_B: Int[AnyArray, "B"], num_tokens: int) -> Bool[Array, "B
     return jnp.arange(num_tokens)[None, :] < length_B[:, None]
 
 
-def join(
-    prompt_BT: Int[AnyArray, "B T"],
-    prompt_length_B: Int[AnyArray, "B"],
-    completion: Int[AnyArray, "B _"],
-    completion_length_B: Int[AnyArray, "B"],
-) -> Int[np.ndarray, "B _"]:
-    """Prompt and completion of each row without a gap between them, zeros after, as wide as both together."""
-    width = prompt_BT.shape[1] + completion.shape[1]
-    column_T = np.arange(width)[None, :]
-    from_prompt = np.take_along_axis(prompt_BT, np.minimum(column_T, prompt_BT.shape[1] - 1), axis=1)
-    offset_BT = np.clip(column_T - prompt_length_B[:, None], 0, completion.shape[1] - 1)
-    from_completion = np.take_along_axis(completion, offset_BT, axis=1)
-    joined_BT = np.where(column_T < prompt_length_B[:, None], from_prompt, from_completion)
-    return np.where(column_T < (prompt_length_B + completion_length_B)[:, None], joined_BT, 0)
+def samples(prompts: Sequence[Sequence[int]], rollout: Rollout, advantage_B: Float[AnyArray, "B"]) -> list[Sample]:
+    """The rows of a rollout with their prompts, each of which was continued for G rows; all on the host."""
+    group = len(rollout.length_B) // len(prompts) if len(prompts) else 0
+    return [
+        Sample(
+            prompt=prompts[row // group],
+            completion=np.asarray(rollout.tokens_BT[row, :length]),
+            logp=np.asarray(rollout.logp_BT[row, :length]),
+            floor=np.asarray(rollout.floor_BT[row, :length]),
+            advantage=float(advantage_B[row]),
+        )
+        for row, length in enumerate(rollout.length_B)
+    ]
 
 
-def experience(
-    prompts: Prompts, rollout: Rollout, advantage_B: Float[AnyArray, "B"], *, truncated: bool = True
-) -> Experience:
-    """The learner's view of a rollout, all on the host; prompts are repeated for the G samples of each group.
-
-    The caller who knows that no token could be dropped (`Sampling.truncated`) spares the learner the floors.
-    """
-    group = rollout.tokens_BT.shape[0] // prompts.tokens_PT.shape[0]
-    prompt_BT = np.repeat(prompts.tokens_PT, group, axis=0)
-    prompt_length_B = np.repeat(prompts.length_P, group)
-    return Experience(
-        tokens_BT=join(prompt_BT, prompt_length_B, rollout.tokens_BT, rollout.length_B),
-        prompt_length_B=prompt_length_B,
-        completion_BT=rollout.tokens_BT,
-        completion_length_B=rollout.length_B,
-        old_logp_BT=rollout.logp_BT,
-        floor_BT=rollout.floor_BT if truncated else None,
-        advantage_B=np.asarray(advantage_B, np.float32),
-    )
+def without_stop(samples: Sequence[Sample], stopped_B: Bool[np.ndarray, "B"]) -> list[Sample]:
+    """Samples whose stop token is neither learnt nor counted: the policy is never told to end, nor not to."""
+    return [
+        dataclasses.replace(
+            sample, completion=sample.completion[:-1], logp=sample.logp[:-1], floor=sample.floor[:-1]
+        )
+        if stopped and len(sample.completion)
+        else sample
+        for sample, stopped in zip(samples, stopped_B, strict=True)
+    ]
 
 
-def without_stop(rows: Experience, stopped_B: Bool[np.ndarray, "B"]) -> Experience:
-    """Rows whose stop token is neither learnt nor counted: the policy is never told to end, nor not to."""
-    return dataclasses.replace(rows, completion_length_B=np.asarray(rows.completion_length_B) - stopped_B)
+def unpadded(prompts: Prompts) -> list[list[int]]:
+    """The tokens of each prompt."""
+    return [tokens_T[:length].tolist() for tokens_T, length in zip(prompts.tokens_PT, prompts.length_P, strict=True)]

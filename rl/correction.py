@@ -16,7 +16,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from thinkfirst.rl import loss
 
@@ -30,12 +30,11 @@ def token_ratio(old_logp_BT: Float[Array, "B T"], sampler_logp_BT: Float[Array, 
 
 
 def sequence_ratio(
-    old_logp_BT: Float[Array, "B T"], sampler_logp_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"]
+    old_logp_BT: Float[Array, "B T"], sampler_logp_BT: Float[Array, "B T"], sample_BT: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:
-    """exp of the sum of old - sampler over the row's tokens, at every one of them."""
-    gap_B = jnp.where(mask_BT, jax.lax.stop_gradient(old_logp_BT - sampler_logp_BT), 0.0).sum(axis=1)
-    ratio_B = jnp.exp(jnp.clip(gap_B, -loss.MAX_LOG_RATIO, loss.MAX_LOG_RATIO))
-    return jnp.broadcast_to(ratio_B[:, None], old_logp_BT.shape)
+    """exp of the sum of old - sampler over a sample's tokens, at every one of them; 1 where there is no sample."""
+    gap_BT = loss.sample_sum(jax.lax.stop_gradient(old_logp_BT - sampler_logp_BT), sample_BT)
+    return jnp.exp(jnp.clip(gap_BT, -loss.MAX_LOG_RATIO, loss.MAX_LOG_RATIO))
 
 
 def truncated(ratio_BT: Float[Array, "B T"], *, low: float, high: float) -> Float[Array, "B T"]:
@@ -52,7 +51,7 @@ def weight(
     name: Name,
     old_logp_BT: Float[Array, "B T"],
     sampler_logp_BT: Float[Array, "B T"],
-    mask_BT: Bool[Array, "B T"],
+    sample_BT: Int[Array, "B T"],
     *,
     low: float,
     high: float,
@@ -64,5 +63,5 @@ def weight(
     if level == "token":
         ratio_BT = token_ratio(old_logp_BT, sampler_logp_BT)
     else:
-        ratio_BT = sequence_ratio(old_logp_BT, sampler_logp_BT, mask_BT)
+        ratio_BT = sequence_ratio(old_logp_BT, sampler_logp_BT, sample_BT)
     return (truncated if bound == "truncate" else masked)(ratio_BT, low=low, high=high)

@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from thinkfirst.models import gemma, lora
-from thinkfirst.rl import batch, sft, update
+from thinkfirst.rl import batch, learner, update
 
 
 @flax.struct.dataclass
@@ -29,10 +29,10 @@ class Pairs:
 
 @flax.struct.dataclass
 class Rows:
-    """Token rows of the preferred and of the other completion of each pair, of the same prompt."""
+    """The preferred and the other completion of each pair after their prompt, one in a row of either."""
 
-    chosen: batch.Sequences
-    rejected: batch.Sequences
+    chosen: batch.Rows
+    rejected: batch.Rows
 
 
 def sequence_logp(logp_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B"]:
@@ -60,7 +60,7 @@ def make_step(
 
     def logp_of(params: gemma.Params, adapter: lora.Adapter | None, rows: Rows) -> Pairs:
         chosen, rejected = (
-            sequence_logp(*sft.completion_logprob(model, params, adapter, part))
+            sequence_logp(learner.completion_logprob(model, params, adapter, part)[0], part.mask_BT)
             for part in (rows.chosen, rows.rejected)
         )
         return Pairs(chosen, rejected)
@@ -79,7 +79,7 @@ def make_step(
             (adapter, opt_state),
             grads,
             value,
-            useful=jnp.any(jnp.asarray(rows.chosen.length_B) > 0),
+            useful=rows.chosen.num_samples > 0,
             checks=jax.tree.map(jnp.all, checks),
         )
         return *after, {

@@ -1,4 +1,7 @@
-"""The GRPO train step: policy and reference log-probs of an Experience, loss, gradient of the adapter, optimiser."""
+"""The GRPO train step: policy and reference log-probs of an Experience, loss, gradient of the adapter, optimiser.
+
+docs/learner.md says what does not change the step: how its rows are cut, spread over devices, and packed.
+"""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +14,7 @@ from jaxtyping import Array, Float
 
 from thinkfirst.models import gemma, lora
 from thinkfirst.models import remat as remat_lib
-from thinkfirst.rl import batch, entropy, objective, update
+from thinkfirst.rl import batch, entropy, loss, objective, update
 from thinkfirst.rl import correction as correction_lib
 
 Logprobs = tuple[Float[Array, "B T"], Float[Array, "B T"]]
@@ -21,24 +24,23 @@ def completion_logprob(
     model: gemma.Model,
     params: gemma.Params,
     adapter: lora.Adapter | None,
-    rows: batch.Experience,
+    rows: batch.Rows,
     *,
-    temperature: Float[Array, ""],
+    floor_BT: Float[batch.AnyArray, "B T"] | None = None,
+    temperature: Float[Array, ""] | None = None,
     remat: remat_lib.Name = "none",
     entropy_gradient: bool = False,
 ) -> Logprobs:
-    """(log-prob, entropy) of every completion token, [B, C], under the distribution the engine sampled from."""
-    num_tokens, width = rows.tokens_BT.shape[1], rows.completion_BT.shape[1]
-    valid_BT = batch.length_mask(rows.prompt_length_B + rows.completion_length_B, num_tokens)
+    """(log-prob, entropy) of every completion token of `rows.column_BT`, under the distribution it was sampled from."""
     hidden_BTD = model.hidden(
-        params, jnp.asarray(rows.tokens_BT), segment_BT=valid_BT.astype(jnp.int32), adapter=adapter, remat=remat
+        params, jnp.asarray(rows.tokens_BT), segment_BT=jnp.asarray(rows.segment_BT), adapter=adapter, remat=remat
     )
-    before_BT = jnp.clip(rows.prompt_length_B[:, None] - 1 + jnp.arange(width), 0, num_tokens - 1)
+    before_BT = jnp.maximum(jnp.asarray(rows.column_BT) - 1, 0)
     return model.token_logprob(
         params,
         jnp.take_along_axis(hidden_BTD, before_BT[:, :, None], axis=1),
-        jnp.asarray(rows.completion_BT),
-        floor_BT=None if rows.floor_BT is None else jnp.asarray(rows.floor_BT),
+        rows.completion_BT,
+        floor_BT=None if floor_BT is None else jnp.asarray(floor_BT),
         temperature=temperature,
         entropy_gradient=entropy_gradient,
     )
@@ -48,9 +50,9 @@ def make_scorer(model: gemma.Model, *, micro_batches: int) -> Callable[..., Floa
     """score(adapter, params, experience, temperature) -> log-prob of every completion token under that policy."""
 
     def score(
-        adapter: lora.Adapter | None, params: gemma.Params, rows: batch.Experience, temperature: jax.Array
+        adapter: lora.Adapter | None, params: gemma.Params, known: batch.Experience, temperature: jax.Array
     ) -> Float[Array, "B T"]:
-        parts = update.cut(rows, micro_batches)
+        parts = update.cut(known, micro_batches)
         return update.joined(_scored(model, params, adapter, parts, temperature)[0])
 
     return jax.jit(score)
@@ -75,36 +77,35 @@ def make_step(
     """
 
     loss_of = objective.make(config)
-    logprob = functools.partial(completion_logprob, model)
 
-    def tokens_of(adapter: lora.Adapter, params: gemma.Params, rows: batch.Experience, **given: Any) -> Any:
+    def tokens_of(adapter: lora.Adapter, params: gemma.Params, known: batch.Experience, **given: Any) -> Any:
         """(objective.Tokens, what is to be finite) of a micro-batch."""
-        temperature, entropy_floor = given["temperature"], given["entropy_floor"]
-        logp_BT, entropy_BT = logprob(
-            params, adapter, rows, temperature=temperature, remat=remat, entropy_gradient=config.entropy_bonus > 0
+        logprob = functools.partial(
+            completion_logprob, model, params, floor_BT=known.floor_BT, temperature=given["temperature"], remat=remat
         )
+        logp_BT, entropy_BT = logprob(adapter, known.rows, entropy_gradient=config.entropy_bonus > 0)
         ref_logp_BT = jax.lax.stop_gradient(logp_BT)
         if config.beta > 0:
-            ref_logp_BT, _ = logprob(params, None, rows, temperature=temperature, remat=remat)
-        stored_logp_BT = jnp.asarray(rows.old_logp_BT)
-        own = config.correction != "none" and rows.sampler_logp_BT is None
+            ref_logp_BT, _ = logprob(None, known.rows)
+        stored_logp_BT = jnp.asarray(known.old_logp_BT)
+        own = config.correction != "none" and known.sampler_logp_BT is None
         tokens = objective.Tokens(
             logp_BT=logp_BT,
             entropy_BT=entropy_BT,
             old_logp_BT=jax.lax.stop_gradient(logp_BT) if own else stored_logp_BT,
-            sampler_logp_BT=stored_logp_BT if rows.sampler_logp_BT is None else jnp.asarray(rows.sampler_logp_BT),
+            sampler_logp_BT=stored_logp_BT if known.sampler_logp_BT is None else jnp.asarray(known.sampler_logp_BT),
             ref_logp_BT=ref_logp_BT,
-            advantage_B=jnp.asarray(rows.advantage_B),
-            mask_BT=batch.length_mask(rows.completion_length_B, rows.completion_BT.shape[1]),
-            entropy_floor=entropy_floor,
+            advantage_BT=jnp.asarray(known.advantage_BT),
+            sample_BT=known.rows.sample_BT,
+            entropy_floor=given["entropy_floor"],
         )
         finite = functools.partial(update.finite_where, tokens.mask_BT)
         checks = {
-            "advantage": jnp.isfinite(tokens.advantage_B).all(),
+            "advantage": finite(tokens.advantage_BT),
             "old_logp": finite(stored_logp_BT),
             "logp": finite(logp_BT),
         }
-        if rows.sampler_logp_BT is not None:
+        if known.sampler_logp_BT is not None:
             checks["sampler_logp"] = finite(tokens.sampler_logp_BT)
         if config.beta > 0:
             checks["ref_logp"] = finite(ref_logp_BT)
@@ -117,20 +118,17 @@ def make_step(
         if config.top_entropy == 1:
             return jnp.float32(-jnp.inf)
         _, entropy_BT = update.joined(_scored(model, params, adapter, parts, temperature))
-        lengths_B = update.joined(parts.completion_length_B)
-        return entropy.top_share_floor(
-            entropy_BT, batch.length_mask(lengths_B, entropy_BT.shape[1]), share=config.top_entropy
-        )
+        return entropy.top_share_floor(entropy_BT, update.joined(parts.rows).mask_BT, share=config.top_entropy)
 
     def step(
-        adapter: lora.Adapter, opt_state: Any, params: gemma.Params, rows: batch.Experience, temperature: jax.Array
+        adapter: lora.Adapter, opt_state: Any, params: gemma.Params, known: batch.Experience, temperature: jax.Array
     ) -> Any:
-        length_B = jnp.asarray(rows.completion_length_B)
+        mask_BT = known.rows.mask_BT
         totals = objective.Totals(
-            num_rows=jnp.maximum((jnp.asarray(rows.prompt_length_B) > 0).sum(dtype=jnp.float32), 1.0),
-            num_tokens=length_B.sum().astype(jnp.float32),
+            num_samples=jnp.maximum(known.rows.num_samples.astype(jnp.float32), 1.0),
+            num_tokens=mask_BT.sum(dtype=jnp.float32),
         )
-        parts = update.cut(rows, micro_batches)
+        parts = update.cut(known, micro_batches)
         floor = floor_of_top_entropy(adapter, params, parts, temperature)
 
         def micro_loss(adapter: lora.Adapter, micro: batch.Experience) -> Any:
@@ -145,7 +143,7 @@ def make_step(
                 (adapter, opt_state),
                 grads,
                 value,
-                useful=((jnp.asarray(rows.advantage_B) != 0) & (length_B > 0)).any(),
+                useful=((jnp.asarray(known.advantage_BT) != 0) & mask_BT).any(),
                 checks=jax.tree.map(jnp.all, checks),
             )
         return adapter, opt_state, {**metrics, **_means(sums)}
@@ -157,7 +155,11 @@ def _scored(
     model: gemma.Model, params: gemma.Params, adapter: lora.Adapter | None, parts: batch.Experience, temperature: Any
 ) -> tuple[Float[Array, "M B T"], Float[Array, "M B T"]]:
     """`completion_logprob` of every micro-batch, one after the other."""
-    return jax.lax.map(lambda part: completion_logprob(model, params, adapter, part, temperature=temperature), parts)
+
+    def score(part: batch.Experience) -> Logprobs:
+        return completion_logprob(model, params, adapter, part.rows, floor_BT=part.floor_BT, temperature=temperature)
+
+    return jax.lax.map(score, parts)
 
 
 def _sums(
@@ -167,8 +169,8 @@ def _sums(
     mask_BT = tokens.mask_BT
     total = lambda x: jnp.where(mask_BT, x.astype(jnp.float32), 0.0).sum()  # noqa: E731
     gap_BT = jnp.where(mask_BT, jnp.abs(tokens.logp_BT - tokens.sampler_logp_BT), 0.0)
-    count_B = jnp.maximum(mask_BT.sum(axis=1, dtype=jnp.float32), 1.0)
-    row_share = lambda x: (x & mask_BT).sum(axis=1, dtype=jnp.float32) / count_B  # noqa: E731
+    count_BT = loss.sample_count(tokens.sample_BT)
+    share = lambda x: loss.sample_sum(x.astype(jnp.float32), tokens.sample_BT) / count_BT  # noqa: E731
     found = {
         "token": {
             "entropy": total(tokens.entropy_BT),
@@ -178,9 +180,9 @@ def _sums(
             "sampling/sampling_logp_difference/mean": total(gap_BT),
         },
         "sum": {"tokens": mask_BT.sum(dtype=jnp.float32), "policy_loss": total(terms.weight_BT * terms.surrogate_BT)},
-        "min": {"clip_ratio/low_min": row_share(terms.clipped_low_BT).min()},
+        "min": {"clip_ratio/low_min": jnp.where(mask_BT, share(terms.clipped_low_BT), jnp.inf).min()},
         "max": {
-            "clip_ratio/high_max": row_share(terms.clipped_high_BT).max(),
+            "clip_ratio/high_max": share(terms.clipped_high_BT).max(),
             "sampling/sampling_logp_difference/max": gap_BT.max(),
         },
     }
@@ -189,7 +191,7 @@ def _sums(
     if config.correction != "none":
         low, high = config.correction_low, config.correction_high
         weight_BT = correction_lib.weight(
-            config.correction, tokens.old_logp_BT, tokens.sampler_logp_BT, mask_BT, low=low, high=high
+            config.correction, tokens.old_logp_BT, tokens.sampler_logp_BT, tokens.sample_BT, low=low, high=high
         )
         name = "sampling/importance_sampling_ratio"
         found["token"][f"{name}/mean"] = total(weight_BT)
@@ -200,10 +202,11 @@ def _sums(
 
 def _means(sums: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
     """Metrics of the batch from the stacked sums of its micro-batches."""
-    tokens = jnp.maximum(sums["sum"]["tokens"].sum(), 1.0)
+    count = sums["sum"]["tokens"].sum()
+    tokens, found = jnp.maximum(count, 1.0), count > 0
     return {
         **{name: value.sum() / tokens for name, value in sums["token"].items()},
         "policy_loss": sums["sum"]["policy_loss"].sum(),
-        **{name: value.min() for name, value in sums["min"].items()},
-        **{name: value.max() for name, value in sums["max"].items()},
+        **{name: jnp.where(found, value.min(), 0.0) for name, value in sums["min"].items()},
+        **{name: jnp.where(found, value.max(), 0.0) for name, value in sums["max"].items()},
     }

@@ -15,7 +15,7 @@ from typing import Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from thinkfirst.rl import correction as correction_lib
 from thinkfirst.rl import kl as kl_lib
@@ -41,8 +41,8 @@ class LossConfig:
     """Which objective, its trust region, and the terms added to it.  A setting an objective has no use for is not read.
 
     `objective` names surrogate and average, not the clips of its paper: DAPO has clip_high=0.28, GSPO 3e-4 and 4e-4.
-    `average` "own" is that of the objective.  `max_tokens` divides in the "constant" average; 0 is the width of the
-    completion arrays, the room for new tokens.  `dual_clip` bounds the clipped losses with A < 0; 0 does not.
+    `average` "own" is that of the objective.  `max_tokens` divides in the "constant" average; 0 is the room for
+    new tokens, which `within` puts there.  `dual_clip` bounds the clipped losses with A < 0; 0 does not.
     `cispo_cap` bounds the ratio of CISPO; `sapo_positive` and `sapo_negative` are the temperatures of SAPO's gate.
     `correction` weighs the policy term within `correction_low` and `correction_high`; `top_entropy` is the share of the
     batch's tokens that the policy term keeps.
@@ -88,14 +88,23 @@ class LossConfig:
         if not 0 < self.top_entropy <= 1:
             raise self._wrong("top_entropy", "must lie in (0, 1]")
 
+    def within(self, room: int) -> "LossConfig":
+        """The same, with `room` for max_tokens where that is 0."""
+        return dataclasses.replace(self, max_tokens=self.max_tokens or room)
+
+    def averaging(self) -> Average:
+        """The average, the objective's own by its name."""
+        return OWN_AVERAGE[self.objective] if self.average == "own" else self.average
+
     def _wrong(self, name: str, why: str) -> ValueError:
         return ValueError(f"loss: {name}={getattr(self, name)!r} {why}")
 
 
 @flax.struct.dataclass
 class Tokens:
-    """What is known of the completions of some rows of the batch, [B, T] over completion tokens.
+    """What is known of the completions in some rows of the batch, [B, T] over completion tokens.
 
+    `sample_BT` numbers the samples from 1, 0 where there is no token; a sample has one advantage, at all its tokens.
     `old_logp_BT` is the policy that the trust region is around, `sampler_logp_BT` what the engine sampled from,
     `entropy_floor` the entropy that a token of the whole batch needs to be kept; -inf keeps all.
     """
@@ -105,16 +114,20 @@ class Tokens:
     old_logp_BT: Float[Array, "B T"]
     sampler_logp_BT: Float[Array, "B T"]
     ref_logp_BT: Float[Array, "B T"]
-    advantage_B: Float[Array, "B"]
-    mask_BT: Bool[Array, "B T"]
+    advantage_BT: Float[Array, "B T"]
+    sample_BT: Int[Array, "B T"]
     entropy_floor: Float[Array, ""]
+
+    @property
+    def mask_BT(self) -> Bool[Array, "B T"]:
+        return self.sample_BT > 0
 
 
 @flax.struct.dataclass
 class Totals:
-    """Rows and completion tokens of the whole optimiser batch, however it is cut."""
+    """Samples and completion tokens of the whole optimiser batch, however it is cut and packed."""
 
-    num_rows: int | Float[Array, ""]
+    num_samples: int | Float[Array, ""]
     num_tokens: Float[Array, ""]
 
 
@@ -135,6 +148,8 @@ Objective = Callable[[Tokens, Totals], tuple[Float[Array, ""], Terms]]
 def make(config: LossConfig) -> Objective:
     """objective(tokens, totals) -> (those rows' share of the loss of the whole batch, its terms)."""
     estimate = kl_lib.ESTIMATORS[config.kl]
+    if config.averaging() == "constant" and not config.max_tokens:
+        raise ValueError("loss: the constant average divides by max_tokens, which is 0")
     if config.kl == "k1" and config.beta > 0:
         logging.getLogger(__name__).warning(
             "loss: beta=%s with kl=k1 pulls nowhere: its expected gradient is zero. k3_k2 has the gradient of the KL.",
@@ -150,7 +165,7 @@ def make(config: LossConfig) -> Objective:
                 config.correction,
                 tokens.old_logp_BT,
                 tokens.sampler_logp_BT,
-                tokens.mask_BT,
+                tokens.sample_BT,
                 low=config.correction_low,
                 high=config.correction_high,
             )
@@ -160,7 +175,7 @@ def make(config: LossConfig) -> Objective:
         each_BT = policy_BT + config.beta * kl_BT
         if config.entropy_bonus:
             each_BT = each_BT - config.entropy_bonus * tokens.entropy_BT
-        weight_BT = weights(config, tokens.mask_BT, totals).astype(each_BT.dtype)
+        weight_BT = weights(config, tokens.sample_BT, totals).astype(each_BT.dtype)
         total = jnp.where(tokens.mask_BT, weight_BT * each_BT, 0.0).sum()
         low_BT, high_BT = found.low_BT & tokens.mask_BT, found.high_BT & tokens.mask_BT
         return total, Terms(weight_BT, policy_BT, kl_BT, low_BT, high_BT)
@@ -170,39 +185,39 @@ def make(config: LossConfig) -> Objective:
 
 def surrogate(config: LossConfig, tokens: Tokens) -> loss.Surrogate:
     """The policy loss of every token, before corrections and averages."""
-    logp_BT, old_logp_BT, mask_BT = tokens.logp_BT, tokens.old_logp_BT, tokens.mask_BT
+    logp_BT, old_logp_BT, sample_BT = tokens.logp_BT, tokens.old_logp_BT, tokens.sample_BT
     if config.objective == "cispo":
-        return loss.capped(logp_BT, old_logp_BT, tokens.advantage_B, cap=config.cispo_cap)
+        return loss.capped(logp_BT, old_logp_BT, tokens.advantage_BT, cap=config.cispo_cap)
     if config.objective == "sapo":
         return loss.gated(
             loss.token_log_ratio(logp_BT, old_logp_BT),
-            tokens.advantage_B,
+            tokens.advantage_BT,
             tau_positive=config.sapo_positive,
             tau_negative=config.sapo_negative,
         )
     if config.objective == "gspo":
-        log_ratio_BT = loss.sequence_log_ratio(logp_BT, old_logp_BT, mask_BT)
+        log_ratio_BT = loss.sequence_log_ratio(logp_BT, old_logp_BT, sample_BT)
     elif config.objective == "gspo_token":
-        log_ratio_BT = loss.sequence_token_log_ratio(logp_BT, old_logp_BT, mask_BT)
+        log_ratio_BT = loss.sequence_token_log_ratio(logp_BT, old_logp_BT, sample_BT)
     else:
         log_ratio_BT = loss.token_log_ratio(logp_BT, old_logp_BT)
     return loss.clipped(
         log_ratio_BT,
-        tokens.advantage_B,
+        tokens.advantage_BT,
         clip_low=config.clip_low,
         clip_high=config.clip_high,
         dual_clip=config.dual_clip,
     )
 
 
-def weights(config: LossConfig, mask_BT: Bool[Array, "B T"], totals: Totals) -> Float[Array, "B T"]:
+def weights(config: LossConfig, sample_BT: Int[Array, "B T"], totals: Totals) -> Float[Array, "B T"]:
     """What a token counts in the loss of the whole batch."""
-    average = OWN_AVERAGE[config.objective] if config.average == "own" else config.average
+    average = config.averaging()
     if average == "token":
-        return loss.token_mean_weight(mask_BT, totals.num_tokens)
+        return loss.token_mean_weight(sample_BT, totals.num_tokens)
     if average == "constant":
-        return loss.constant_weight(mask_BT, totals.num_rows, config.max_tokens or mask_BT.shape[1])
-    return loss.sequence_mean_weight(mask_BT, totals.num_rows)
+        return loss.constant_weight(sample_BT, totals.num_samples, config.max_tokens)
+    return loss.sequence_mean_weight(sample_BT, totals.num_samples)
 
 
 def _cleared(tokens: Tokens) -> Tokens:

@@ -7,6 +7,7 @@ Soft punishment (DAPO, arXiv 2503.14476, equation 13), a term of the reward, L =
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -30,17 +31,18 @@ class OverlongConfig:
             raise ValueError(f"overlong: buffer={self.buffer} must be at least 0, penalty={self.penalty} above 0")
 
 
-def filtered(rows: batch.Experience, stopped_B: Bool[np.ndarray, "B"]) -> batch.Experience:
-    """Rows that did not stop have no completion tokens and advantage 0: neither policy, KL nor entropy term, no count.
+def filtered(samples: Sequence[batch.Sample], stopped_B: Bool[np.ndarray, "B"]) -> list[batch.Sample]:
+    """Samples that did not stop have no completion tokens: neither policy, KL nor entropy term, no count.
 
-    Their rewards have had their part in the baselines of their groups.  They still count as rows where a loss divides
-    by rows, as in TRL (`mask_truncated_completions`).
+    Their rewards have had their part in the baselines of their groups.  They still count as samples where a loss
+    divides by samples, as in TRL (`mask_truncated_completions`).
     """
-    return dataclasses.replace(
-        rows,
-        completion_length_B=np.where(stopped_B, rows.completion_length_B, 0),
-        advantage_B=np.where(stopped_B, rows.advantage_B, np.float32(0.0)),
-    )
+    return [
+        sample
+        if stopped
+        else dataclasses.replace(sample, completion=sample.completion[:0], logp=sample.logp[:0], floor=sample.floor[:0])
+        for sample, stopped in zip(samples, stopped_B, strict=True)
+    ]
 
 
 def soft_punishment(length_B: Int[np.ndarray, "B"], *, max_tokens: int, buffer: int) -> Float[np.ndarray, "B"]:

@@ -27,6 +27,7 @@ from thinkfirst.rl import (
     loading,
     loop,
     optimizer,
+    packing,
     plan_programs,
     policy,
     reject,
@@ -77,7 +78,7 @@ def _run(
     given = lessons(config)
     subject = loading.from_config(config, workdir)
     for stage in config.stages:
-        _check_rows(stage, mesh.num_row_shards(subject.mesh))
+        _check_rows(stage, mesh.num_row_shards(subject.mesh), config.max_prompt_tokens)
     made_of = identity.of(subject, problems)
     made_of |= {f"data of {name}": found.fingerprint() for name, found in given.items()}
     hosts.check_same(made_of)
@@ -192,16 +193,21 @@ def _root(config: stages.RunConfig, place: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed), place)
 
 
-def _check_rows(stage: stages.Stage, num_shards: int) -> None:
-    """Raises unless the rows that a stage trains on at once can be spread over the mesh."""
+def _check_rows(stage: stages.Stage, num_shards: int, max_prompt_tokens: int) -> None:
+    """Raises unless rows can hold the samples of a stage that trains, and be spread over the mesh."""
     if isinstance(stage, stages.Grpo):
-        rows, parts = stage.prompts * stage.group, stage.micro_batches * num_shards
+        rows, longest = stage.prompts * stage.group, max_prompt_tokens + stage.max_new_tokens
     elif isinstance(stage, stages.Pretrain | stages.Sft):
-        rows, parts = stage.batch_size, stage.micro_batches * num_shards
+        rows, longest = stage.batch_size, stage.num_tokens
     else:
         return
+    parts = stage.micro_batches * num_shards
     if rows % parts:
         raise ValueError(f"{stage.name}: a batch of {rows} rows cannot be cut into {parts} equal parts")
+    if 0 < stage.row_tokens < longest:
+        raise ValueError(
+            f"{stage.name}: row_tokens={stage.row_tokens} must hold a sample of {longest} tokens; 0 packs nothing"
+        )
 
 
 def _initial(subject: policy.Policy, stage: loop.TrainingStage, root: jax.Array) -> tuple[Any, Any]:
@@ -243,13 +249,25 @@ def _training(
         advance = lambda state, rows: update(*state, rows)  # noqa: E731
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
-        rows = _demonstrations(subject, stage, problems, step)
+        pairs = _demonstrations(subject, stage, problems, step)
+        plan, row = packing.planned(
+            pairs,
+            packing.one_a_row(len(pairs), row_tokens=stage.num_tokens, room=stage.num_tokens - 1),
+            row_tokens=stage.row_tokens,
+            num_shards=mesh.num_row_shards(subject.mesh),
+            micro_batches=stage.micro_batches,
+        )
+        rows = packing.lay_out(pairs, plan)
         check(f"{stage.name}: update of step {step}")
         *state, learned = advance(state, sharding.spread(rows, subject.mesh))
-        row, wrong = guard.split(jax.device_get(learned))
-        dropped = float((np.asarray(rows.length_B) == 0).mean())
-        tokens = int(np.asarray(rows.length_B).sum())
-        row |= {"learning_rate": float(rates[step - 1]), "dropped_rows": dropped, "tokens_of_step": tokens}
+        scalars, wrong = guard.split(jax.device_get(learned))
+        lengths = np.array([len(prompt) + len(completion) for prompt, completion in pairs])
+        row |= {
+            **scalars,
+            "learning_rate": float(rates[step - 1]),
+            "dropped_rows": float((lengths == 0).mean()),
+            "tokens_of_step": int(lengths.sum()),
+        }
         trained = {"params": state[0]} if pretrains else {"params": subject.params, "adapter": state[0]}
         found = guard.fault(wrong, rows, trees={**trained, "optimizer": state[1]})
         return tuple(state), {**row, "fault": found}, []
@@ -259,15 +277,15 @@ def _training(
 
 def _demonstrations(
     subject: policy.Policy, stage: stages.Pretrain | stages.Sft, problems: blend.Demonstrations, step: int
-) -> Any:
-    """The step's rows; one that does not fit `num_tokens` is left empty."""
-    rows = []
+) -> list[packing.Pair]:
+    """Prompts and completions of the step; one that does not fit `num_tokens` is left empty."""
+    pairs: list[packing.Pair] = []
     for index in range((step - 1) * stage.batch_size, step * stage.batch_size):
         shown = problems.demonstration(index)
         prompt = subject.tokenizer.prompt(shown.problem.question, subject.instruction)
         completion = subject.tokenizer.completion(shown.completion)
-        rows.append((prompt, completion) if len(prompt) + len(completion) <= stage.num_tokens else ([], []))
-    return sft.collate(rows, stage.num_tokens)
+        pairs.append((prompt, completion) if len(prompt) + len(completion) <= stage.num_tokens else ([], []))
+    return pairs
 
 
 def _install(subject: policy.Policy, stage: loop.TrainingStage, state: Any) -> None:

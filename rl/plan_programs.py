@@ -14,9 +14,7 @@ from thinkfirst.core import sharding
 from thinkfirst.models import config as model_config
 from thinkfirst.models import gemma, kv_cache, lora
 from thinkfirst.models import remat as remat_lib
-from thinkfirst.rl import batch, learner, optimizer, policy, rollout_program, scheduler, sft, spread, stages
-
-BUCKET = 128  # of a row's tokens, as the trainer trims them
+from thinkfirst.rl import batch, learner, optimizer, packing, policy, rollout_program, scheduler, sft, spread, stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +89,11 @@ def update(
 ) -> Any:
     """The GRPO step with micro-batches of `rows` rows a device, traced."""
     step: Any = learner.make_step(
-        subject.model, subject.transform, stage.loss, micro_batches=micro_batches, remat=remat
+        subject.model,
+        subject.transform,
+        stage.loss.within(stage.max_new_tokens),
+        micro_batches=micro_batches,
+        remat=remat,
     )
     given = experience(stage, subject, rows * subject.shards * micro_batches, prompt)
     return step.trace(subject.adapter, subject.opt_state, subject.params, given, _temperature(subject.mesh))
@@ -101,28 +103,15 @@ def step(stage: stages.Grpo | stages.Sft, subject: Trained, *, prompt: int, rema
     """The stage's own update, traced."""
     if isinstance(stage, stages.Sft):
         return imitation(stage, subject, remat=remat)
-    rows = rows_per_device(stage, subject)
+    rows = rows_per_device(stage, subject, prompt)
     return update(stage, subject, rows=rows, prompt=prompt, remat=remat, micro_batches=stage.micro_batches)
 
 
 def imitation(stage: stages.Sft, subject: Trained, *, remat: remat_lib.Name) -> Any:
     """The SFT step, traced."""
-    integers = lambda *sizes: np.zeros(sizes, np.int32)  # noqa: E731
-    rows = batch.Sequences(
-        integers(stage.batch_size, stage.num_tokens), integers(stage.batch_size), integers(stage.batch_size)
-    )
-    given = _on(rows, sharding.rows(subject.mesh))
+    given = _on(_rows(layout(stage, subject)), sharding.rows(subject.mesh))
     step: Any = sft.make_step(subject.model, subject.transform, micro_batches=stage.micro_batches, remat=remat)
     return step.trace(subject.adapter, subject.opt_state, subject.params, given)
-
-
-def rows_per_device(stage: stages.Grpo | stages.Sft, subject: Trained) -> int:
-    """Rows of a micro-batch on one device; ValueError where the stage's do not spread evenly."""
-    rows = stage.prompts * stage.group if isinstance(stage, stages.Grpo) else stage.batch_size
-    parts = stage.micro_batches * subject.shards
-    if rows % parts:
-        raise ValueError(f"{stage.name}: {rows} rows cannot be cut into {parts} equal parts")
-    return rows // parts
 
 
 def kept_bytes(stage: stages.Grpo | stages.Sft, subject: Trained, *, prompt: int, remat: remat_lib.Name) -> int:
@@ -132,8 +121,8 @@ def kept_bytes(stage: stages.Grpo | stages.Sft, subject: Trained, *, prompt: int
     model = gemma.Model(dataclasses.replace(shape, num_layers=period), subject.mesh)
     specs = model.adapted()
     adapter = jax.eval_shape(lambda key: lora.init(specs, key, rank=stage.lora.rank, alpha=1.0), jax.random.key(0))
-    width = _width(stage, prompt) if isinstance(stage, stages.Grpo) else stage.num_tokens
-    tokens_BT = jax.ShapeDtypeStruct((rows_per_device(stage, subject) * subject.shards, width), jnp.int32)
+    width = layout(stage, subject, prompt).row_tokens
+    tokens_BT = jax.ShapeDtypeStruct((rows_per_device(stage, subject, prompt) * subject.shards, width), jnp.int32)
 
     def residuals(adapter: Any, params: Any, tokens_BT: jax.Array) -> Any:
         segment_BT = jnp.ones_like(tokens_BT)
@@ -146,18 +135,35 @@ def kept_bytes(stage: stages.Grpo | stages.Sft, subject: Trained, *, prompt: int
     return size * shape.num_layers // period // subject.shards
 
 
+def layout(stage: stages.Grpo | stages.Sft, subject: Trained, prompt: int = 0) -> packing.Plan:
+    """The rows of a step whose samples are all as long as may be."""
+    if isinstance(stage, stages.Grpo):
+        count, longest = stage.prompts * stage.group, (range(prompt), range(stage.max_new_tokens))
+    else:
+        count, longest = stage.batch_size, (range(1), range(stage.num_tokens - 1))
+    if stage.row_tokens:
+        parts = {"num_shards": subject.shards, "micro_batches": stage.micro_batches}
+        return packing.packed([longest] * count, row_tokens=stage.row_tokens, **parts)
+    return packing.one_a_row(count, row_tokens=sum(map(len, longest)), room=len(longest[1]))
+
+
+def rows_per_device(stage: stages.Grpo | stages.Sft, subject: Trained, prompt: int = 0) -> int:
+    """Rows of a micro-batch of `layout` on one device; ValueError where they do not spread evenly."""
+    rows, parts = len(layout(stage, subject, prompt).rows), stage.micro_batches * subject.shards
+    if rows % parts:
+        raise ValueError(f"{stage.name}: {rows} rows cannot be cut into {parts} equal parts")
+    return rows // parts
+
+
 def experience(stage: stages.Grpo, subject: Trained, rows: int, prompt: int) -> batch.Experience:
-    """Rows of the longest prompts and completions, as shapes."""
-    length_B = np.ones(rows, np.int32)
-    completion_BT = np.zeros((rows, stage.max_new_tokens), np.float32)
+    """So many rows of `layout`, as shapes."""
+    laid_out = _rows(dataclasses.replace(layout(stage, subject, prompt), rows=((),) * rows))
+    value_BT = np.zeros(laid_out.column_BT.shape, np.float32)
     found = batch.Experience(
-        tokens_BT=np.zeros((rows, _width(stage, prompt)), np.int32),
-        prompt_length_B=length_B,
-        completion_BT=completion_BT.astype(np.int32),
-        completion_length_B=length_B,
-        old_logp_BT=completion_BT,
-        floor_BT=completion_BT if _truncated(stage) else None,
-        advantage_B=length_B.astype(np.float32),
+        rows=laid_out,
+        old_logp_BT=value_BT,
+        floor_BT=value_BT if _truncated(stage) else None,
+        advantage_BT=value_BT,
     )
     return _on(found, sharding.rows(subject.mesh))
 
@@ -174,8 +180,9 @@ def on_device(tree: Any) -> int:
     return total
 
 
-def _width(stage: stages.Grpo, prompt: int) -> int:
-    return -(-(prompt + stage.max_new_tokens) // BUCKET) * BUCKET
+def _rows(plan: packing.Plan) -> batch.Rows:
+    """Rows of the plan's sizes, with nothing in them."""
+    return packing.lay_out([], dataclasses.replace(plan, rows=((),) * len(plan.rows)))
 
 
 def _truncated(stage: stages.Grpo) -> bool:

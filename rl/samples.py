@@ -157,23 +157,15 @@ def punished(
     ]
 
 
-def side_by_side(
-    groups: Sequence[Group], stage: stages.Grpo, max_prompt_tokens: int
-) -> tuple[batch.Prompts, batch.Rollout]:
-    """Prompts and rollout of a whole batch; what is missing are prompts and completions of length 0."""
-    missing = stage.prompts - len(groups)
-    rows = [*(group.prompt for group in groups), *[()] * missing]
-    width = min(batch.bucket(max(1, *map(len, rows))), max_prompt_tokens)
-    prompts = batch.pad_prompts(rows, [*(group.prompt_id for group in groups), *[0] * missing], width)
-    shape = (missing * stage.group, stage.max_new_tokens)
-    none = batch.Rollout(
-        tokens_BT=np.zeros(shape, np.int32),
-        logp_BT=np.zeros(shape, np.float32),
-        floor_BT=np.full(shape, -np.inf, np.float32),
-        length_B=np.zeros(shape[0], np.int32),
-        stopped_B=np.zeros(shape[0], bool),
-    )
-    return prompts, jax.tree.map(lambda *leaves: np.concatenate(leaves), *(group.rollout for group in groups), none)
+def taught(groups: Sequence[Group], advantage_PG: Float[np.ndarray, "P G"], stage: stages.Grpo) -> list[batch.Sample]:
+    """The samples of the groups with their advantages; those that overlong filtering is for have no completion."""
+    if not groups:
+        return []
+    rollout = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(group.rollout for group in groups))
+    found = batch.samples([group.prompt for group in groups], rollout, advantage_PG.reshape(-1))
+    if stage.overlong.drop:
+        found = overlong.filtered(found, rollout.stopped_B)
+    return found if stage.learn_stop else batch.without_stop(found, rollout.stopped_B)
 
 
 def _over_rounds(measured: Sequence[dict[str, Any]]) -> dict[str, float]:

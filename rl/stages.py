@@ -52,18 +52,21 @@ class Pretrain:
     steps: int = 1000
     batch_size: int = 128
     num_tokens: int = 96
+    row_tokens: int = 0
     micro_batches: int = 1
     max_bad_steps: int = 3
     save_every: int = 100
 
     def __post_init__(self) -> None:
         _at_least(self, steps=1, batch_size=1, num_tokens=2, micro_batches=1, max_bad_steps=1, save_every=1)
+        _at_least(self, row_tokens=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sft:
-    """A fresh adapter trained to imitate demonstrations; `num_tokens` is the padded length of a row.
+    """A fresh adapter trained to imitate demonstrations; one of more than `num_tokens` is left out.
 
+    A row holds one of them, or in `row_tokens` tokens as many as fit (here and in the other stages that train).
     Layers keep for the gradient what `remat` says (models/remat.py); "auto" is settled for the chip by
     rl/remat_choice.py, here and in GRPO.
     """
@@ -74,6 +77,7 @@ class Sft:
     steps: int = 100
     batch_size: int = 32
     num_tokens: int = 512
+    row_tokens: int = 0
     micro_batches: int = 1
     remat: remat_lib.Setting = "auto"
     max_bad_steps: int = 3
@@ -82,6 +86,7 @@ class Sft:
     def __post_init__(self) -> None:
         remat_lib.check(self.remat)
         _at_least(self, steps=1, batch_size=1, num_tokens=2, micro_batches=1, max_bad_steps=1, save_every=1)
+        _at_least(self, row_tokens=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +157,7 @@ class Grpo:
     steps: int = 100
     prompts: int = 16
     group: int = 4
+    row_tokens: int = 0
     micro_batches: int = 1
     remat: remat_lib.Setting = "auto"
     num_iterations: int = 1
@@ -171,7 +177,7 @@ class Grpo:
 
     def __post_init__(self) -> None:
         _at_least(self, steps=1, prompts=1, group=2, micro_batches=1, max_new_tokens=1, save_every=1, top_k=0)
-        _at_least(self, num_iterations=1, refill_tokens=0, max_bad_steps=1)
+        _at_least(self, num_iterations=1, refill_tokens=0, max_bad_steps=1, row_tokens=0)
         if self.overlong.buffer > self.max_new_tokens:
             raise ValueError(
                 f"Grpo {self.name}: overlong.buffer={self.overlong.buffer} exceeds max_new_tokens={self.max_new_tokens}"

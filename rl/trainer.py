@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from thinkfirst.core import metrics, sharding
+from thinkfirst.core import mesh, metrics, sharding
 from thinkfirst.models import remat as remat_lib
 from thinkfirst.rl import (
     advantage,
@@ -23,7 +23,7 @@ from thinkfirst.rl import (
     learner,
     loop,
     optimizer,
-    overlong,
+    packing,
     policy,
     samples,
     stages,
@@ -73,14 +73,14 @@ def make_grpo_step(
         groups, keep, measured = sampler.gather(step, clock)
         advantage_PG = advantages([groups[place] for place in keep], stage)
         with clock.phase("update"):
-            rows = experience(
-                [groups[place] for place in keep],
-                advantage_PG,
+            known, padding = experience(
+                samples.taught([groups[place] for place in keep], advantage_PG, stage),
                 stage,
                 max_prompt_tokens=subject.max_prompt_tokens,
+                num_shards=mesh.num_row_shards(subject.mesh),
                 truncated=sampling.truncated,
             )
-            subject.adapter, opt_state, learned, wrong = advance((subject.adapter, opt_state), rows)
+            subject.adapter, opt_state, learned, wrong = advance((subject.adapter, opt_state), known)
         reward_PG, known_PG = samples.rewards(groups)
         taught_PG = reward_PG[list(keep)]
         wrong = wrong if np.isfinite(taught_PG).all() else ("reward", *wrong)
@@ -94,12 +94,13 @@ def make_grpo_step(
             **grading.by_domain(answered, graded),
             **length_metrics([completion for _, completion in answered], stage.max_new_tokens),
             **learned,
+            **padding,
             **measured,
             **clock.seconds,
             "tokens_of_step": _tokens(groups),
             "fault": guard.fault(
                 wrong,
-                rows,
+                known,
                 problems=[groups[place].problem.id for place in keep],
                 rewards={"reward_PG": taught_PG, "known_PG": known_PG[list(keep)]},
                 trees={"params": subject.params, "adapter": subject.adapter, "optimizer": opt_state},
@@ -123,22 +124,21 @@ def advantages(groups: Sequence[samples.Group], stage: stages.Grpo) -> np.ndarra
 
 
 def experience(
-    groups: Sequence[samples.Group],
-    advantage_PG: np.ndarray,
-    stage: stages.Grpo,
-    *,
-    max_prompt_tokens: int,
-    truncated: bool,
-) -> batch.Experience:
-    """The batch as the learner takes it, on the host: whole, with rows of length 0 where groups are missing."""
-    prompts, rollout = samples.side_by_side(groups, stage, max_prompt_tokens)
-    advantage_B = np.zeros(stage.prompts * stage.group, np.float32)
-    advantage_B[: advantage_PG.size] = advantage_PG.reshape(-1)
-    rows = trimmed(batch.experience(prompts, rollout, advantage_B, truncated=truncated))
-    stopped_B = np.asarray(rollout.stopped_B)
-    if stage.overlong.drop:
-        rows = overlong.filtered(rows, stopped_B)
-    return rows if stage.learn_stop else batch.without_stop(rows, stopped_B)
+    taught: Sequence[batch.Sample], stage: stages.Grpo, *, max_prompt_tokens: int, num_shards: int, truncated: bool
+) -> tuple[batch.Experience, dict[str, float]]:
+    """(the batch as the learner takes it, on the host, metrics of its padding); a sample that is missing is padding."""
+    pairs: list[packing.Pair] = [(sample.prompt, sample.completion) for sample in taught]
+    longest = max((len(prompt) + len(completion) for prompt, completion in pairs), default=1)
+    unpacked = packing.one_a_row(
+        len(pairs),
+        num_rows=stage.prompts * stage.group,
+        row_tokens=min(-(-longest // LEARNER_BUCKET) * LEARNER_BUCKET, max_prompt_tokens + stage.max_new_tokens),
+        room=stage.max_new_tokens,
+    )
+    plan, padding = packing.planned(
+        pairs, unpacked, row_tokens=stage.row_tokens, num_shards=num_shards, micro_batches=stage.micro_batches
+    )
+    return packing.experience(taught, plan, truncated=truncated), padding
 
 
 def _make_updates(
@@ -153,18 +153,24 @@ def _make_updates(
     The old log-probs are the same in all iterations: those of the sampler, or with a correction for it those of the
     learner's own policy before the first.  With one iteration that is the policy being updated, and nothing is scored.
     """
-    update = learner.make_step(subject.model, transform, stage.loss, micro_batches=stage.micro_batches, remat=remat)
+    update = learner.make_step(
+        subject.model,
+        transform,
+        stage.loss.within(stage.max_new_tokens),
+        micro_batches=stage.micro_batches,
+        remat=remat,
+    )
     score = learner.make_scorer(subject.model, micro_batches=stage.micro_batches)
     temperature = sharding.everywhere(sampling.temperature, subject.mesh)
 
-    def advance(state: Any, rows: batch.Experience) -> Any:
-        rows = sharding.spread(rows, subject.mesh)
+    def advance(state: Any, known: batch.Experience) -> Any:
+        known = sharding.spread(known, subject.mesh)
         if stage.loss.correction != "none" and stage.num_iterations > 1:
-            logp_BT = score(state[0], subject.params, rows, temperature)
-            rows = dataclasses.replace(rows, old_logp_BT=logp_BT, sampler_logp_BT=rows.old_logp_BT)
+            logp_BT = score(state[0], subject.params, known, temperature)
+            known = dataclasses.replace(known, old_logp_BT=logp_BT, sampler_logp_BT=known.old_logp_BT)
         found = []
         for _ in range(stage.num_iterations):
-            *state, learned = update(*state, subject.params, rows, temperature)
+            *state, learned = update(*state, subject.params, known, temperature)
             found.append(learned)
         return *state, *guard.split(over_iterations(jax.device_get(found)))
 
@@ -189,13 +195,6 @@ def init_optimizer(transform: Any, trained: Any, subject: policy.Policy) -> Any:
     shapes = jax.eval_shape(transform.init, trained)
     shardings = jax.tree.map(lambda x: layout.get(x.shape, everywhere), shapes)
     return jax.jit(transform.init, out_shardings=shardings)(trained)
-
-
-def trimmed(rows: batch.Experience) -> batch.Experience:
-    """Columns no row reaches are cut off, up to whole buckets."""
-    longest = max(1, int((rows.prompt_length_B + rows.completion_length_B).max()))
-    width = -(-longest // LEARNER_BUCKET) * LEARNER_BUCKET
-    return dataclasses.replace(rows, tokens_BT=rows.tokens_BT[:, :width])
 
 
 def reward_metrics(graded: Sequence[reward.Graded], reward_PG: np.ndarray, known_PG: np.ndarray) -> dict[str, float]:

@@ -14,30 +14,41 @@ def test_masks_come_from_lengths():
     ]
 
 
-def test_join_leaves_no_gap():
-    joined = batch.join(
-        np.array([[5, 6, 0], [7, 8, 9]]), np.array([2, 3]), np.array([[1, 2], [3, 4]]), np.array([2, 1])
-    )
-    assert joined.tolist() == [[5, 6, 1, 2, 0], [7, 8, 9, 3, 0]]
-
-
-def test_experience_repeats_prompts_for_their_group():
+def test_prompts_are_repeated_for_the_samples_of_their_group():
     prompts = batch.Prompts(np.array([[5, 6], [7, 0]]), np.array([2, 1]), np.array([1, 2], np.uint32))
     rollout = batch.Rollout(
-        tokens_BT=np.array([[1], [2], [3], [4]]),
-        logp_BT=np.zeros((4, 1), np.float32),
-        floor_BT=np.zeros((4, 1), np.float32),
-        length_B=np.ones(4, int),
+        tokens_BT=np.array([[1, 0], [2, 8], [3, 9], [4, 0]]),
+        logp_BT=-np.array([[1, 0], [2, 8], [3, 9], [4, 0]], np.float32),
+        floor_BT=np.zeros((4, 2), np.float32),
+        length_B=np.array([1, 2, 2, 1]),
         stopped_B=np.ones(4, bool),
     )
-    found = batch.experience(prompts, rollout, np.arange(4, dtype=np.float32))
-    assert found.tokens_BT.tolist() == [[5, 6, 1], [5, 6, 2], [7, 3, 0], [7, 4, 0]]
-    assert found.prompt_length_B.tolist() == [2, 2, 1, 1]
+    found = batch.samples(batch.unpadded(prompts), rollout, np.arange(4, dtype=np.float32))
+    assert [sample.prompt for sample in found] == [[5, 6], [5, 6], [7], [7]]
+    assert [sample.completion.tolist() for sample in found] == [[1], [2, 8], [3, 9], [4]]
+    assert [sample.logp.tolist() for sample in found] == [[-1], [-2, -8], [-3, -9], [-4]]
+    assert [sample.advantage for sample in found] == [0, 1, 2, 3]
+
+
+def test_completion_tokens_are_found_by_their_columns():
+    """Samples 1 and 2 in the first row, the third of nothing but a prompt in the second: three in all."""
+    rows = batch.Rows(
+        tokens_BT=np.array([[5, 6, 1, 7, 2, 3], [8, 9, 0, 0, 0, 0]]),
+        segment_BT=np.array([[1, 1, 1, 2, 2, 2], [3, 3, 0, 0, 0, 0]]),
+        column_BT=np.array([[2, 4, 5, 0], [0, 0, 0, 0]]),
+    )
+    assert rows.mask_BT.tolist() == [[True, True, True, False], [False] * 4]
+    assert np.asarray(rows.completion_BT)[0, :3].tolist() == [1, 2, 3]
+    assert rows.sample_BT.tolist() == [[1, 2, 2, 0], [0] * 4]
+    assert int(rows.num_samples) == 3
 
 
 def test_a_stop_token_may_be_left_out_of_what_is_learnt():
-    rows = batch.Experience(None, None, None, np.array([3, 3, 1]), None, None, None)
-    assert batch.without_stop(rows, np.array([True, False, True])).completion_length_B.tolist() == [2, 3, 0]
+    numbers = [np.arange(1, 1 + length) for length in (3, 3, 1, 0)]
+    rows = [batch.Sample([5], tokens, *[tokens.astype(np.float32)] * 2, 0.0) for tokens in numbers]
+    found = batch.without_stop(rows, np.array([True, False, True, True]))
+    for name in ("completion", "logp", "floor"):
+        assert [getattr(sample, name).tolist() for sample in found] == [[1, 2], [1, 2, 3], [], []]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from thinkfirst.rl import correction
 
 OLD_BT = np.log(np.float32([[0.8, 0.1, 0.3], [0.5, 0.6, 0.9]]))
 SAMPLER_BT = np.log(np.float32([[0.2, 0.2, 0.1], [0.5, 0.5, 0.1]]))
-MASK_BT = np.array([[True, True, False], [True, True, False]])
+SAMPLE_BT = np.array([[1, 1, 0], [2, 2, 3]])
 
 
 @pytest.mark.parametrize(
@@ -17,19 +17,20 @@ MASK_BT = np.array([[True, True, False], [True, True, False]])
         ("none", [[1, 1, 1], [1, 1, 1]]),
         ("token_truncate", [[1.5, 0.7, 1.5], [1.0, 1.2, 1.5]]),  # ratios 4 .5 3 and 1 1.2 9, within .7 and 1.5
         ("token_mask", [[0, 0, 0], [1.0, 1.2, 0]]),
-        ("sequence_truncate", [[1.5] * 3, [1.2] * 3]),  # 4 * .5 and 1 * 1.2: the third token is masked
-        ("sequence_mask", [[0.0] * 3, [1.2] * 3]),
+        # 4 * .5, 1 * 1.2 and 9: one token belongs to no sample, another is one.
+        ("sequence_truncate", [[1.5, 1.5, 1.0], [1.2, 1.2, 1.5]]),
+        ("sequence_mask", [[0.0, 0.0, 1.0], [1.2, 1.2, 0.0]]),
     ],
 )
 def test_weights_worked_by_hand(name, expected):
-    arrays = [jnp.asarray(x) for x in (OLD_BT, SAMPLER_BT, MASK_BT)]
+    arrays = [jnp.asarray(x) for x in (OLD_BT, SAMPLER_BT, SAMPLE_BT)]
     tolerance.assert_close(correction.weight(name, *arrays, low=0.7, high=1.5), np.float32(expected))
 
 
 @pytest.mark.parametrize("name", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
 def test_weights_carry_no_gradient_and_stay_finite(name):
     def total(old_BT):
-        return correction.weight(name, old_BT, jnp.asarray(SAMPLER_BT), jnp.asarray(MASK_BT), low=0.0, high=1e9).sum()
+        return correction.weight(name, old_BT, jnp.asarray(SAMPLER_BT), jnp.asarray(SAMPLE_BT), low=0.0, high=1e9).sum()
 
     for far in (0.0, 400.0):
         value, gradient = jax.value_and_grad(total)(jnp.asarray(OLD_BT) + far)

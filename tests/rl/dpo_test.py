@@ -6,7 +6,7 @@ import pytest
 
 import tolerance
 from thinkfirst.models import config, gemma, lora
-from thinkfirst.rl import dpo, guard, sft
+from thinkfirst.rl import dpo, guard, packing
 
 TINY = config.GemmaConfig(
     generation=3, vocab_size=40, num_layers=2, width=16, ff_width=16, num_heads=2, num_kv_heads=1, head_dim=8, window=4,
@@ -75,7 +75,8 @@ def rows():
     rng = np.random.default_rng(0)
     ids = lambda count: rng.integers(2, 40, count).tolist()  # noqa: E731
     prompts = [ids(3), ids(1), ids(2), ids(4)]
-    side = lambda *lengths: sft.collate([(p, ids(n)) for p, n in zip(prompts, lengths, strict=True)], 9)  # noqa: E731
+    plan = packing.one_a_row(4, row_tokens=9, room=8)
+    side = lambda *lengths: packing.lay_out([(p, ids(n)) for p, n in zip(prompts, lengths, strict=True)], plan)  # noqa: E731
     return dpo.Rows(side(2, 5, 1, 3), side(4, 1, 2, 5))
 
 
@@ -100,13 +101,12 @@ def test_a_step_descends_the_loss_written_out():
         for row in range(4):
             gains = []
             for side in sides:
-                ids, length = jnp.asarray(side.tokens_BT[row : row + 1]), int(side.length_B[row])
+                ids, columns = jnp.asarray(side.tokens_BT[row : row + 1]), side.column_BT[row][side.column_BT[row] > 0]
                 found = []
                 for factors in (trained, None):
                     hidden = MODEL.hidden(PARAMS, ids, segment_BT=jnp.ones_like(ids), adapter=factors)
                     logp = jax.nn.log_softmax(hidden @ PARAMS["embedding"].T)[0]
-                    begin = int(side.prompt_length_B[row])
-                    found.append(sum(logp[i - 1, ids[0, i]] for i in range(begin, length)))
+                    found.append(sum(logp[i - 1, ids[0, i]] for i in columns))
                 gains.append(found[0] - found[1])
             total -= jax.nn.log_sigmoid(0.3 * (gains[0] - gains[1])) / 4
         return total

@@ -27,7 +27,7 @@ def test_a_sound_step_has_no_fault():
 
 
 def test_the_batch_is_kept_with_what_was_wrong(tmp_path):
-    rows = batch.Sequences(np.ones((2, 3), np.int32), np.array([1, 1]), np.array([3, 2]))
+    rows = batch.Rows(np.ones((2, 3), np.int32), np.array([[1, 1, 1], [2, 2, 0]]), np.array([[1, 2], [1, 0]]))
     fault = guard.fault(
         ("reward", "loss"),
         rows,
@@ -39,7 +39,7 @@ def test_the_batch_is_kept_with_what_was_wrong(tmp_path):
     assert path == tmp_path / "bad_batches" / "step_7.npz"
     with np.load(path) as kept:
         assert kept["tokens_BT"].tolist() == [[1, 1, 1], [1, 1, 1]]
-        assert kept["length_B"].tolist() == [3, 2]
+        assert kept["column_BT"].tolist() == [[1, 2], [1, 0]]
         assert np.isnan(kept["reward_PG"][0, 1])
     about = json.loads(path.with_suffix(".json").read_text())
     assert about == {

@@ -8,7 +8,7 @@ import pytest
 
 import tolerance
 from thinkfirst.models import config, gemma, lora
-from thinkfirst.rl import batch, guard, learner, objective
+from thinkfirst.rl import batch, guard, learner, objective, packing
 
 TINY = config.GemmaConfig(
     generation=3, vocab_size=32, num_layers=2, width=16, ff_width=16, num_heads=2, num_kv_heads=1, head_dim=8, window=4,
@@ -23,21 +23,22 @@ def adapter():
     return jax.tree.map(lambda x: x + 0.02, lora.init(MODEL.adapted(), jax.random.key(1), rank=2, alpha=2.0))
 
 
-def experience(num_rows=4, **changes):
-    """Rows with 3 prompt tokens and 4 completion tokens whose old log-probs are a guess."""
+def experience(*, lengths=((3, 4),) * 4, advantage=(1.0, -1.0, 1.0, -1.0), old_logp=None, num_rows=0):
+    """Samples of so many tokens of prompt and completion, one a row; their old log-probs are a guess."""
     rng = np.random.default_rng(0)
-    prompt, completion = rng.integers(2, 32, (num_rows, 3)), rng.integers(2, 32, (num_rows, 4))
-    prompt_length, length = np.full(num_rows, 3), np.full(num_rows, 4)
-    rows = batch.Experience(
-        tokens_BT=batch.join(prompt, prompt_length, completion, length),
-        prompt_length_B=prompt_length,
-        completion_BT=completion,
-        completion_length_B=length,
-        old_logp_BT=np.full((num_rows, 4), -3.4, np.float32),
-        floor_BT=None,
-        advantage_B=np.resize(np.float32([1.0, -1.0]), num_rows),
-    )
-    return rows.replace(**changes)
+    samples = [
+        batch.Sample(
+            prompt=rng.integers(2, 32, prompt).tolist(),
+            completion=rng.integers(2, 32, completion),
+            logp=np.full(completion, -3.4, np.float32),
+            floor=np.zeros(completion, np.float32),
+            advantage=advantage[i],
+        )
+        for i, (prompt, completion) in enumerate(lengths)
+    ]
+    plan = packing.one_a_row(len(samples), num_rows=num_rows, row_tokens=7, room=4)
+    rows = packing.experience(samples, plan, truncated=False)
+    return rows if old_logp is None else rows.replace(old_logp_BT=old_logp)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_a_gradient_that_is_not_finite(step):
 def test_a_nan_among_the_old_log_probs(step):
     old_BT = experience().old_logp_BT.copy()
     old_BT[2, 1] = np.nan
-    unchanged, scalars, wrong = step(experience(old_logp_BT=old_BT))
+    unchanged, scalars, wrong = step(experience(old_logp=old_BT))
     assert unchanged and scalars["skipped/not_finite"] == 1
     assert wrong[:2] == ("old_logp", "loss")
 
@@ -108,43 +109,39 @@ def test_a_nan_among_the_old_log_probs(step):
 def test_a_nan_behind_the_completion_is_nothing(step):
     old_BT = experience().old_logp_BT.copy()
     old_BT[2, 3] = np.nan
-    unchanged, _, wrong = step(experience(old_logp_BT=old_BT, completion_length_B=np.array([4, 4, 3, 4])))
+    unchanged, _, wrong = step(experience(old_logp=old_BT, lengths=((3, 4), (3, 4), (3, 3), (3, 4))))
     assert not unchanged and wrong == ()
 
 
 def test_a_nan_among_the_advantages(step):
-    unchanged, scalars, wrong = step(experience(advantage_B=np.float32([1.0, np.nan, 0.0, 0.0])))
+    unchanged, scalars, wrong = step(experience(advantage=(1.0, np.nan, 0.0, 0.0)))
     assert unchanged and scalars["skipped/not_finite"] == 1
     assert "advantage" in wrong and "old_logp" not in wrong
 
 
 def test_rewards_all_equal_are_no_fault(step):
-    unchanged, scalars, wrong = step(experience(advantage_B=np.zeros(4, np.float32)))
+    unchanged, scalars, wrong = step(experience(advantage=(0.0,) * 4))
     assert unchanged and wrong == ()
     assert (scalars["skipped"], scalars["skipped/no_signal"], scalars["skipped/not_finite"]) == (1, 1, 0)
 
 
 def test_a_row_without_completion_tokens_has_no_part(step):
     """It counts as a row; with all others of advantage 0 there is no step."""
-    length_B = np.array([4, 0, 4, 4])
-    unchanged, scalars, wrong = step(experience(completion_length_B=length_B))
+    lengths = ((3, 4), (3, 0), (3, 4), (3, 4))
+    unchanged, scalars, wrong = step(experience(lengths=lengths))
     assert not unchanged and wrong == () and np.isfinite(scalars["loss"])
-    alone = experience(completion_length_B=length_B, advantage_B=np.float32([0, 1, 0, 0]))
-    unchanged, scalars, wrong = step(alone)
+    unchanged, scalars, wrong = step(experience(lengths=lengths, advantage=(0.0, 1.0, 0.0, 0.0)))
     assert unchanged and wrong == () and scalars["skipped/no_signal"] == 1
 
 
 def test_a_row_of_length_one(step):
     """One token of prompt and none of completion; and one of each."""
-    rows = experience(prompt_length_B=np.array([1, 1, 3, 3]), completion_length_B=np.array([0, 1, 4, 4]))
-    rows.tokens_BT[0, 1:], rows.tokens_BT[1, 1], rows.tokens_BT[1, 2:] = 0, rows.completion_BT[1, 0], 0
-    unchanged, scalars, wrong = step(rows)
+    unchanged, scalars, wrong = step(experience(lengths=((1, 0), (1, 1), (3, 4), (3, 4))))
     assert not unchanged and wrong == () and np.isfinite(scalars["loss"])
 
 
-def test_rows_of_length_zero_do_not_count(step):
+def test_rows_of_padding_do_not_count(step):
     """Four rows beside four of padding are the four rows: the same loss, the same update."""
-    padded = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x)]), experience())
-    alone, beside = step(experience())[1], step(padded)[1]
+    alone, beside = step(experience())[1], step(experience(num_rows=8))[1]
     for name, value in alone.items():
         tolerance.assert_close(np.float32(beside[name]), np.float32(value))

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 import tolerance
 from thinkfirst.core import mesh, sharding
 from thinkfirst.models import config, gemma, lora
-from thinkfirst.rl import batch, learner, objective
+from thinkfirst.rl import batch, learner, loss, objective, packing
 
 TINY = config.GemmaConfig(
     generation=2, vocab_size=48, num_layers=2, width=16, ff_width=16, num_heads=2, num_kv_heads=1, head_dim=8, window=5,
@@ -23,22 +24,41 @@ def adapter():
     return jax.tree.map(lambda x: x + 0.02, lora.init(MODEL.adapted(), jax.random.key(1), rank=2, alpha=2.0))
 
 
-def experience(advantage=None):
-    """Eight rows; old log-probs are the policy's own, moved a little."""
+ONE_A_ROW = packing.one_a_row(8, row_tokens=14, room=8)
+
+
+@functools.cache
+def samples():
+    """Eight samples; old log-probs are the policy's own, moved a little."""
     rng = np.random.default_rng(0)
     prompt_length, length = rng.integers(2, 7, 8), rng.integers(1, 9, 8)
     prompt, completion = rng.integers(2, 48, (8, 6)), rng.integers(2, 48, (8, 8))
-    rows = batch.Experience(
-        tokens_BT=jnp.asarray(batch.join(prompt, prompt_length, completion, length)),
-        prompt_length_B=jnp.asarray(prompt_length),
-        completion_BT=jnp.asarray(completion),
-        completion_length_B=jnp.asarray(length),
-        old_logp_BT=jnp.zeros((8, 8)),
-        floor_BT=jnp.full((8, 8), -jnp.inf),
-        advantage_B=jnp.asarray(rng.normal(size=8) if advantage is None else advantage, jnp.float32),
-    )
-    logp_BT, _ = learner.completion_logprob(MODEL, PARAMS, adapter(), rows, temperature=jnp.float32(1.0))
-    return batch.Experience(**{**vars(rows), "old_logp_BT": logp_BT + 0.1 * rng.normal(size=(8, 8)).astype("float32")})
+    value, noise_BT = rng.normal(size=8), 0.1 * rng.normal(size=(8, 8)).astype("float32")
+    drawn = [
+        batch.Sample(
+            prompt=prompt[i, : prompt_length[i]].tolist(),
+            completion=completion[i, : length[i]],
+            logp=np.zeros(length[i], np.float32),
+            floor=np.full(length[i], -np.inf, np.float32),
+            advantage=float(value[i]),
+        )
+        for i in range(8)
+    ]
+    logp_BT, _ = learner.completion_logprob(MODEL, PARAMS, adapter(), packing.experience(drawn, ONE_A_ROW).rows)
+    moved_BT = np.asarray(logp_BT) + noise_BT
+    return tuple(dataclasses.replace(drawn[i], logp=moved_BT[i, : length[i]]) for i in range(8))
+
+
+def experience(advantage=None, plan=ONE_A_ROW):
+    given = [sample.advantage for sample in samples()] if advantage is None else advantage
+    drawn = [dataclasses.replace(sample, advantage=float(x)) for sample, x in zip(samples(), given, strict=True)]
+    return jax.tree.map(jnp.asarray, packing.experience(drawn, plan))
+
+
+def packed(num_shards=1, micro_batches=1, row_tokens=28):
+    """The plan of the eight samples, packed."""
+    pairs = [(sample.prompt, sample.completion) for sample in samples()]
+    return packing.packed(pairs, row_tokens=row_tokens, num_shards=num_shards, micro_batches=micro_batches)
 
 
 def update(rows, **settings):
@@ -55,7 +75,7 @@ def taken(rows, *, layout=None, micro_batches=1, remat="none", steps=1, **settin
         params = jax.device_put(PARAMS, sharding.parameters(model.letters(), PARAMS, layout))
         factors = jax.device_put(factors, sharding.parameters(lora.letters(model.adapted(), factors), factors, layout))
         rows = jax.device_put(rows, sharding.rows(layout))
-    config = objective.LossConfig(**{"beta": 0.1, **settings})
+    config = objective.LossConfig(**{"beta": 0.1, "max_tokens": 8, **settings})
     step = learner.make_step(model, transform, config, micro_batches=micro_batches, remat=remat)
     state, metrics = (factors, transform.init(factors)), {}
     for _ in range(steps):
@@ -84,16 +104,16 @@ def test_micro_batches_and_remat_change_nothing(cut):
     "settings",
     [
         {"objective": "dapo", "top_entropy": 0.3, "entropy_bonus": 0.05},
-        {"objective": "dr_grpo", "correction": "token_truncate"},
+        {"objective": "dr_grpo", "correction": "sequence_truncate"},
         {"objective": "gspo", "kl": "k3_k2"},
     ],
     ids=lambda settings: settings["objective"],
 )
-def test_micro_batches_change_nothing_in_other_objectives(settings):
-    rows = experience()
-    whole, parts = update(rows, **settings), update(rows, micro_batches=4, **settings)
+def test_micro_batches_and_packing_change_nothing_in_other_objectives(settings):
+    whole = update(experience(), **settings)
+    parts = update(experience(plan=packed(1, 2)), micro_batches=2, **settings)
     assert gap(whole[0], parts[0]) < 2e-6
-    assert gap(whole[0], update(rows)[0]) > 1e-4  # another objective, another step
+    assert gap(whole[0], update(experience())[0]) > 1e-4  # another objective, another step
     for name, value in whole[1].items():
         tolerance.assert_close(parts[1][name], value)
 
@@ -110,7 +130,8 @@ def test_a_correction_takes_the_learners_own_policy_for_the_old_one():
     # Every ratio is about e, so every weight 1.5.
     for kind in ("min", "mean", "max"):
         tolerance.assert_close(metrics[f"sampling/importance_sampling_ratio/{kind}"], np.float32(1.5))
-    tolerance.assert_close(metrics["policy_loss"], np.float32(-1.5 * np.asarray(rows.advantage_B).mean()))
+    mean = np.mean([sample.advantage for sample in samples()])
+    tolerance.assert_close(metrics["policy_loss"], np.float32(-1.5 * mean))
 
 
 @pytest.mark.slow
@@ -183,21 +204,57 @@ def row_by_row():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("data", "fsdp", "tensor", "micro_batches"),
-    [(8, 1, 1, 1), (1, 8, 1, 1), (2, 4, 1, 1), (4, 1, 1, 2), (1, 2, 1, 4), (1, 1, 2, 8), (2, 1, 2, 4), (2, 2, 2, 2)],
+    ("data", "fsdp", "tensor", "micro_batches", "packs"),
+    [
+        (8, 1, 1, 1, False),
+        (1, 8, 1, 1, False),
+        (4, 1, 1, 2, False),
+        (1, 1, 2, 8, False),
+        (1, 1, 1, 4, True),
+        (8, 1, 1, 1, True),
+        (1, 2, 1, 4, True),
+        (2, 2, 2, 2, True),
+    ],
 )
-def test_no_mesh_and_no_micro_batching_changes_anything(data, fsdp, tensor, micro_batches):
-    """1x8 = 8x1 = 4x2: rows over data and fsdp, heads and vocabulary over tensor, to a millionth."""
+def test_no_mesh_no_micro_batching_and_no_packing_changes_anything(data, fsdp, tensor, micro_batches, packs):
+    """1x8 = 8x1 = 4x2 = packed: rows over data and fsdp, heads and vocabulary over tensor, to a millionth."""
     devices = jax.devices()[: data * fsdp * tensor]
     layout = mesh.make(mesh.MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices)
+    rows = experience(plan=packed(data * fsdp, micro_batches) if packs else ONE_A_ROW)
     (one, one_state), expected = row_by_row()
-    (many, many_state), metrics = taken(experience(), layout=layout, micro_batches=micro_batches)
+    (many, many_state), metrics = taken(rows, layout=layout, micro_batches=micro_batches)
     assert abs(metrics["loss"] / expected["loss"] - 1) < 1e-6
     assert part(many_state, one_state) < 1e-6  # the gradient
     assert part(many, one) < 1e-6
     assert gap(many, one) < 2e-6
     for name, value in expected.items():
         tolerance.assert_close(metrics[name], value)
+
+
+def ignoring(name, monkeypatch):
+    """Plants what packing must not be: samples that see one another, or means and counts of rows or micro-batches."""
+    whole = {"hidden": gemma.Model.hidden, "step": objective.make}
+    if name == "segments":
+        alike = lambda *given, segment_BT, **how: whole["hidden"](*given, segment_BT=jnp.ones_like(segment_BT), **how)  # noqa: E731
+        monkeypatch.setattr(gemma.Model, "hidden", alike)
+    elif name == "lengths":
+        of_rows = lambda sample_BT: jnp.maximum((sample_BT > 0).sum(axis=1, keepdims=True, dtype=jnp.float32), 1.0)  # noqa: E731
+        monkeypatch.setattr(loss, "sample_count", of_rows)
+    else:
+        own = lambda sample_BT, num_samples: loss.constant_weight(sample_BT, sample_BT.shape[0], 1)  # noqa: E731
+        monkeypatch.setattr(loss, "sequence_mean_weight", own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["segments", "lengths", "totals"])
+def test_the_comparison_notices_what_packing_must_not_be(name, monkeypatch):
+    plan = packed(1, 2)
+    assert max(map(len, plan.rows)) > 1
+    ignoring(name, monkeypatch)
+    (_, one_state), expected = row_by_row()
+    (_, many_state), metrics = taken(experience(plan=plan), micro_batches=2)
+    assert abs(metrics["loss"] / expected["loss"] - 1) > 1e-3
+    assert part(many_state, one_state) > 1e-3
 
 
 def test_groups_without_signal_make_no_step():
@@ -215,28 +272,23 @@ def test_a_gradient_that_is_not_finite_makes_no_step():
 @pytest.mark.slow
 def test_gradient_is_that_of_the_formula():
     """One micro-batch against the loss written out with log_softmax over whole logits."""
-    rows = experience()
 
     def written_out(trained):
-        logp = {}
-        for name, factors in (("policy", trained), ("reference", None)):
-            hidden = MODEL.hidden(PARAMS, rows.tokens_BT, segment_BT=jnp.ones_like(rows.tokens_BT), adapter=factors)
-            logit = 8.0 * jnp.tanh(hidden @ PARAMS["embedding"].T / 8.0)
-            logp[name] = jax.nn.log_softmax(logit)
         total = 0.0
-        for i in range(8):
-            begin, count = int(rows.prompt_length_B[i]), int(rows.completion_length_B[i])
-            for t in range(count):
-                token = rows.completion_BT[i, t]
-                mine, ref = (logp[name][i, begin + t - 1, token] for name in ("policy", "reference"))
-                ratio = jnp.exp(mine - rows.old_logp_BT[i, t])
-                advantage = rows.advantage_B[i]
-                gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
-                total += (-gain + 0.1 * (jnp.exp(ref - mine) - (ref - mine) - 1)) / (count * 8)
+        for sample in samples():
+            ids, begin, logp = jnp.array([[*sample.prompt, *sample.completion]]), len(sample.prompt), {}
+            for name, factors in (("policy", trained), ("reference", None)):
+                hidden = MODEL.hidden(PARAMS, ids, segment_BT=jnp.ones_like(ids), adapter=factors)
+                logp[name] = jax.nn.log_softmax(8.0 * jnp.tanh(hidden @ PARAMS["embedding"].T / 8.0))
+            for t, token in enumerate(sample.completion):
+                mine, ref = (logp[name][0, begin + t - 1, token] for name in ("policy", "reference"))
+                ratio = jnp.exp(mine - sample.logp[t])
+                gain = jnp.minimum(ratio * sample.advantage, jnp.clip(ratio, 0.8, 1.2) * sample.advantage)
+                total += (-gain + 0.1 * (jnp.exp(ref - mine) - (ref - mine) - 1)) / (len(sample.completion) * 8)
         return total
 
     value, grads = jax.value_and_grad(written_out)(adapter())
-    changed, metrics = update(rows)
+    changed, metrics = update(experience())
     tolerance.assert_close(metrics["loss"], value)
     assert gap(changed, jax.tree.map(lambda x, g: x - g, adapter(), grads)) < 2e-6
 
@@ -244,11 +296,11 @@ def test_gradient_is_that_of_the_formula():
 @pytest.mark.slow
 def test_the_stop_token_has_a_gradient():
     """Only the last token of each row counts: the adapter still moves."""
-    rows = experience()
-    last = jnp.arange(8)[None, :] == rows.completion_length_B[:, None] - 1
+    rows = experience().rows
+    last = rows.mask_BT & ~jnp.pad(rows.mask_BT[:, 1:], ((0, 0), (0, 1)))
 
     def total(trained):
-        logp_BT, _ = learner.completion_logprob(MODEL, PARAMS, trained, rows, temperature=jnp.float32(1.0))
+        logp_BT, _ = learner.completion_logprob(MODEL, PARAMS, trained, rows)
         return jnp.where(last, logp_BT, 0.0).sum()
 
     assert gap(jax.grad(total)(adapter()), jax.tree.map(jnp.zeros_like, adapter())) > 0

@@ -14,7 +14,7 @@ import pytest
 
 import tunix_names
 from thinkfirst.models import config, gemma
-from thinkfirst.rl import advantage, batch, learner
+from thinkfirst.rl import advantage, batch, learner, packing
 
 pytestmark = pytest.mark.slow
 FILE = pathlib.Path(__file__).resolve().parents[1] / "golden" / "tunix_golden_step.npz"
@@ -62,8 +62,10 @@ def test_reference_log_probs(golden):
     length_B = (completion_BT != PAD).sum(axis=1)
     whole = (completion_BT != PAD).sum(axis=1) == [np.max(np.nonzero(row)[0]) + 1 for row in completion_BT]
     prompts = [row[row != PAD].tolist() for row in prompt_BT[::4]]
-    rollout = batch.Rollout(completion_BT, np.zeros((8, 8), np.float32), None, length_B, None)
-    rows = batch.experience(batch.pad_prompts(prompts, [0, 1], 8), rollout, golden["advantages"], truncated=False)
+    none_BT = np.zeros((8, 8), np.float32)
+    rollout = batch.Rollout(completion_BT, none_BT, none_BT, length_B, None)
+    taught = batch.samples(prompts, rollout, golden["advantages"])
+    rows = packing.experience(taught, packing.one_a_row(8, row_tokens=16, room=8), truncated=False)
     model = gemma.Model(GEMMA)
     score = learner.make_scorer(model, micro_batches=1)
     logp_BT = score(None, params(model), jax.tree.map(jnp.asarray, rows), jnp.float32(0.9))

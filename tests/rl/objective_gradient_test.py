@@ -72,7 +72,8 @@ SETTINGS += [{"correction": "token_truncate", "correction_low": 0.5, "correction
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_value_and_gradient(settings):
     arrays = case()
-    config = objective.LossConfig(beta=BETA, clip_low=LOW, clip_high=HIGH, entropy_bonus=BONUS, **settings)
+    fixed = {"beta": BETA, "clip_low": LOW, "clip_high": HIGH, "entropy_bonus": BONUS, "max_tokens": 7}
+    config = objective.LossConfig(**fixed, **settings)
     with jax.enable_x64(True):  # noqa: FBT003
         found = objective.Tokens(
             logp_BT=jnp.asarray(arrays["lp"]),
@@ -80,11 +81,11 @@ def test_value_and_gradient(settings):
             old_logp_BT=jnp.asarray(arrays["old"]),
             sampler_logp_BT=jnp.asarray(arrays["sampler"]),
             ref_logp_BT=jnp.asarray(arrays["ref"]),
-            advantage_B=jnp.asarray(arrays["adv"]),
-            mask_BT=jnp.asarray(arrays["mask"] > 0),
+            advantage_BT=jnp.asarray(np.repeat(arrays["adv"][:, None], 7, axis=1)),
+            sample_BT=jnp.asarray(np.where(arrays["mask"] > 0, np.arange(1, 9)[:, None], 0)),
             entropy_floor=jnp.asarray(FLOOR),
         )
-        totals = objective.Totals(num_rows=8, num_tokens=jnp.float32(35.0))
+        totals = objective.Totals(num_samples=8, num_tokens=jnp.float32(35.0))
         of = objective.make(config)
         value, gradient = jax.value_and_grad(lambda x: of(found.replace(logp_BT=x), totals)[0])(found.logp_BT)
         assert gradient.dtype == jnp.float64

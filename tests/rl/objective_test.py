@@ -29,18 +29,18 @@ def tokens(arrays, rows=slice(None), floor=-np.inf):
         old_logp_BT=field(arrays["old"]),
         sampler_logp_BT=field(arrays["old"] + noise_BT),
         ref_logp_BT=field(arrays["ref"]),
-        advantage_B=field(arrays["adv"]),
-        mask_BT=jnp.asarray(arrays["mask"][rows] > 0),
+        advantage_BT=field(np.repeat(arrays["adv"][:, None], 7, axis=1)),
+        sample_BT=jnp.asarray(np.where(arrays["mask"] > 0, np.arange(1, 9)[:, None], 0)[rows]),
         entropy_floor=jnp.float32(floor),
     )
 
 
 def totals():
-    return objective.Totals(num_rows=8, num_tokens=jnp.float32(35.0))
+    return objective.Totals(num_samples=8, num_tokens=jnp.float32(35.0))
 
 
 def value(arrays=None, rows=slice(None), floor=-np.inf, **settings):
-    settings = {"clip_low": 0.2, "clip_high": 0.28, **settings}
+    settings = {"clip_low": 0.2, "clip_high": 0.28, "max_tokens": 7, **settings}
     of = objective.make(objective.LossConfig(**settings))
     return of(tokens(case() if arrays is None else arrays, rows, floor), totals())[0]
 
@@ -89,13 +89,50 @@ def test_micro_batches_add_up(name, average):
     tolerance.assert_close(sum(value(rows=rows, **settings) for rows in cut), value(**settings))
 
 
+def packed(found, plan, width):
+    """The samples of a plan's rows side by side, then columns of NaN that belong to none."""
+
+    def lay_out(x_BT, fill):
+        rows = [np.concatenate([np.asarray(x_BT)[i][np.asarray(found.mask_BT)[i]] for i in row]) for row in plan]
+        return jnp.stack([jnp.asarray(np.pad(row, (0, width - len(row)), constant_values=fill)) for row in rows])
+
+    named = {name: value for name, value in vars(found).items() if name.endswith("_BT")}
+    return found.replace(
+        **{name: lay_out(value, 0 if name == "sample_BT" else np.nan) for name, value in named.items()}
+    )
+
+
+@pytest.mark.parametrize("average", ["own", "sequence", "token", "constant"])
+@pytest.mark.parametrize("name", list(objective.OWN_AVERAGE))
+def test_packing_changes_neither_value_nor_gradient(name, average):
+    """Eight samples of 1 to 7 tokens, one a row of 7, and in three rows of 20; NaN wherever there is no sample."""
+    of = objective.make(objective.LossConfig(objective=name, average=average, max_tokens=7, **EVERYTHING))
+    plan = [[5, 0, 3], [1, 7], [2, 4, 6]]
+    one_a_row = tokens(case(), floor=0.4)
+    loss_of = jax.value_and_grad(lambda x, found: of(found.replace(logp_BT=x), totals())[0])
+    value, grads_BT = loss_of(one_a_row.logp_BT, one_a_row)
+    together = packed(one_a_row, plan, 20)
+    packed_value, packed_grads_BT = loss_of(together.logp_BT, together)
+    tolerance.assert_close(packed_value, value)
+    expected_BT = packed(one_a_row.replace(logp_BT=grads_BT), plan, 20).logp_BT
+    tolerance.assert_close(packed_grads_BT, jnp.nan_to_num(expected_BT))
+
+
+def test_the_constant_average_needs_its_divisor():
+    """The width of an array would be another number where samples are packed."""
+    config = objective.LossConfig(objective="dr_grpo")
+    with pytest.raises(ValueError, match="max_tokens, which is 0"):
+        objective.make(config)
+    assert config.within(7).max_tokens == 7 and objective.LossConfig(max_tokens=5).within(7).max_tokens == 5
+
+
 @pytest.mark.parametrize("name", list(objective.OWN_AVERAGE))
 def test_what_the_mask_hides_cannot_matter(name):
     """Neither to the value nor to the gradient, even if it is not a number."""
     spoiled = case()
     for field in ("lp", "old", "ref"):
         spoiled[field][spoiled["mask"] == 0] = np.nan
-    of = objective.make(objective.LossConfig(objective=name, **EVERYTHING))
+    of = objective.make(objective.LossConfig(objective=name, max_tokens=7, **EVERYTHING))
 
     def result(arrays):
         found = tokens(arrays, floor=0.4)
@@ -114,12 +151,12 @@ def worked(**settings):
         old_logp_BT=-ones,
         sampler_logp_BT=-ones - jnp.log(jnp.array([[0.5, 4.0, 1.0]])),
         ref_logp_BT=-ones - 1.0,
-        advantage_B=jnp.array([2.0]),
-        mask_BT=jnp.ones((1, 3), bool),
+        advantage_BT=2 * ones,
+        sample_BT=jnp.ones((1, 3), jnp.int32),
         entropy_floor=jnp.float32(0.5),
     )
     of = objective.make(objective.LossConfig(**settings))
-    return of(found, objective.Totals(num_rows=1, num_tokens=jnp.float32(3.0)))
+    return of(found, objective.Totals(num_samples=1, num_tokens=jnp.float32(3.0)))
 
 
 @pytest.mark.parametrize(
@@ -164,10 +201,10 @@ def test_a_second_update_on_the_same_samples_sees_the_old_policy(name):
     of = objective.make(config)
     gradient = lambda now: jax.grad(lambda x: of(now.replace(logp_BT=x), totals())[0])(now.logp_BT)  # noqa: E731
     first = gradient(found.replace(old_logp_BT=found.logp_BT))
-    pull_BT = jnp.where(found.mask_BT, -found.advantage_B[:, None] / 35, 0.0)
+    pull_BT = jnp.where(found.mask_BT, -found.advantage_BT / 35, 0.0)
     tolerance.assert_close(first, pull_BT)
     second = gradient(found.replace(old_logp_BT=found.logp_BT - 1.0))
-    rising = np.asarray(found.mask_BT & (found.advantage_B[:, None] > 0))
+    rising = np.asarray(found.mask_BT & (found.advantage_BT > 0))
     share = np.asarray(second)[rising] / np.asarray(pull_BT)[rising]
     if name in ("cispo", "sapo"):
         assert (share > 0).all() and (share <= 2.0 + 1e-6).all()

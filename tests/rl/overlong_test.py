@@ -16,17 +16,10 @@ def test_a_buffer_that_does_not_fit_is_refused():
         overlong.soft_punishment(np.array([1]), max_tokens=5, buffer=0)
 
 
-def test_rows_that_did_not_stop_lose_tokens_and_advantage():
-    rows = batch.Experience(
-        tokens_BT=np.ones((2, 5), np.int32),
-        prompt_length_B=np.array([2, 2]),
-        completion_BT=np.ones((2, 3), np.int32),
-        completion_length_B=np.array([3, 3]),
-        old_logp_BT=np.zeros((2, 3), np.float32),
-        floor_BT=np.zeros((2, 3), np.float32),
-        advantage_B=np.float32([1.5, -1.5]),
-    )
-    found = overlong.filtered(rows, np.array([True, False]))
-    assert found.completion_length_B.tolist() == [3, 0]
-    tolerance.assert_close(found.advantage_B, np.float32([1.5, 0.0]))
-    assert rows.completion_length_B.tolist() == [3, 3]
+def test_samples_that_did_not_stop_lose_their_tokens():
+    of = lambda count: np.ones(count, np.float32)  # noqa: E731
+    found = [batch.Sample([1, 2], np.ones(3, np.int32), of(3), of(3), advantage) for advantage in (1.5, -1.5)]
+    kept, cut = overlong.filtered(found, np.array([True, False]))
+    assert kept is found[0]
+    assert cut.prompt == [1, 2] and len(cut.completion) == len(cut.logp) == len(cut.floor) == 0
+    assert len(found[1].completion) == 3

@@ -64,10 +64,10 @@ def same(left, right):
 
 
 def test_a_step_with_everything_on_is_resumed_exactly(tmp_path):
-    """Two iterations around the learner's own policy, refilling, punishment, filtering, entropy bonus, top-p."""
+    """Two packed iterations around the learner's own policy, refilling, punishment, filtering, entropy bonus, top-p."""
     config = recipe(
         num_iterations=2,
-        micro_batches=2,
+        row_tokens=192,
         top_p=0.95,
         refill_tokens=1200,
         overlong=overlong.OverlongConfig(drop=True, buffer=24, penalty=0.2),
@@ -84,6 +84,7 @@ def test_a_step_with_everything_on_is_resumed_exactly(tmp_path):
     assert same(saved(cut, 3), saved(straight, 3))
     written = rows(straight)
     assert any(row["refill/rounds"] > 1 for row in written)
+    assert all(row["learner/rows"] == 8 for row in written)  # of sixteen samples, for eight devices
     assert all("kl" not in row for row in written)
     assert all("rewards/overlong/mean" in row for row in written)
     for row in written:
@@ -108,7 +109,7 @@ def test_a_reward_that_is_not_finite_ends_the_run_at_its_last_good_checkpoint(tm
     assert same(saved(tmp_path, 1), good)
     assert [row["skipped/not_finite"] for row in rows(tmp_path)] == [0, 1, 1]
     with np.load(tmp_path / "bad_batches" / "step_2.npz") as kept:
-        assert np.isnan(kept["reward_PG"]).all() and kept["tokens_BT"].shape[0] == 16
+        assert np.isnan(kept["reward_PG"]).all() and kept["rows/tokens_BT"].shape[0] == 16
     about = json.loads((tmp_path / "bad_batches" / "step_2.json").read_text())
     assert about["not_finite"][0] == "reward" and len(about["problems"]) == 8
     monkeypatch.setattr(trace, "score", whole)

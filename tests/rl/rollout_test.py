@@ -11,7 +11,7 @@ import pytest
 import naive
 from thinkfirst.core import mesh, sharding
 from thinkfirst.models import config, gemma, lora
-from thinkfirst.rl import batch, learner, rollout, stopping
+from thinkfirst.rl import batch, learner, packing, rollout, stopping
 
 TINY = config.GemmaConfig(
     generation=3, vocab_size=64, num_layers=3, width=32, ff_width=48, num_heads=4, num_kv_heads=2, head_dim=8, window=6,
@@ -118,9 +118,13 @@ def test_on_policy_identity(chosen):
     """The learner finds the engine's log-probs again, at every sampler setting: ratio 1."""
     found = sample(prompts(), chosen)
     model, _, params, adapter = policy(TINY, 1, 1, 1)
-    rows = jax.device_put(batch.experience(prompts(), found, np.zeros(NUM_PROMPTS * GROUP, np.float32)))
+    samples = batch.samples(batch.unpadded(prompts()), found, np.zeros(NUM_PROMPTS * GROUP, np.float32))
+    plan = packing.one_a_row(len(samples), row_tokens=10 + ROOM, room=ROOM)
+    known = jax.device_put(packing.experience(samples, plan))
     temperature = jnp.float32(chosen.get("temperature", 1.0) or 1.0)
-    logp_BT, _ = learner.completion_logprob(model, params, adapter, rows, temperature=temperature)
+    logp_BT, _ = learner.completion_logprob(
+        model, params, adapter, known.rows, floor_BT=known.floor_BT, temperature=temperature
+    )
     mask_BT = np.asarray(batch.length_mask(found.length_B, ROOM))
     assert np.abs(np.asarray(logp_BT) - found.logp_BT)[mask_BT].max() <= 1e-5
     drops = set(chosen) & {"top_k", "top_p", "min_p"}

@@ -14,6 +14,7 @@ from thinkfirst.rl import optimizer, stages
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"min_p": 1.5}, "min_p=1.5"),
         ({"micro_batches": 5}, "cannot be cut into 5"),
+        ({"row_tokens": -1}, "row_tokens=-1 must be at least 0"),
         ({"steps": 0}, "steps=0"),
     ],
 )

@@ -45,17 +45,17 @@ def test_lengths_count_the_stop_token():
     assert found["padding_waste"] == 0.5
 
 
+def taught(groups, advantage_PG, stage, **changes):
+    found = samples.taught(groups, np.float32(advantage_PG), stage)
+    asked = {"max_prompt_tokens": 512, "num_shards": 1, "truncated": True, **changes}
+    return trainer.experience(found, stage, **asked)
+
+
 def test_columns_nobody_reaches_are_cut_off():
-    rows = batch.Experience(
-        tokens_BT=np.zeros((2, 300), int),
-        prompt_length_B=np.array([120, 5]),
-        completion_BT=np.zeros((2, 50), int),
-        completion_length_B=np.array([14, 3]),
-        old_logp_BT=np.zeros((2, 50)),
-        floor_BT=np.zeros((2, 50)),
-        advantage_B=np.zeros(2),
-    )
-    assert trainer.trimmed(rows).tokens_BT.shape == (2, 256)
+    stage = dataclasses.replace(STAGE, group=2, prompts=1, max_new_tokens=200)
+    long = dataclasses.replace(group((1.0, 0.0)), prompt=(5,) * 127)
+    assert taught([long], [[1, -1]], stage)[0].rows.tokens_BT.shape == (2, 256)
+    assert taught([group((1.0, 0.0))], [[1, -1]], stage)[0].rows.tokens_BT.shape == (2, 128)
 
 
 def test_rewards_that_are_unknown_are_no_zeros():
@@ -107,23 +107,36 @@ def test_unknown_rewards_have_no_part_in_advantages_and_bad_ones_spoil_them_all(
     assert trainer.advantages([], stage).shape == (0, 2)
 
 
-def test_missing_groups_are_rows_of_length_zero():
+def test_missing_groups_are_rows_of_padding():
     stage = dataclasses.replace(STAGE, group=2, prompts=3, max_new_tokens=4)
-    rows = trainer.experience([group((1.0, 0.0))], np.float32([[1, -1]]), stage, max_prompt_tokens=64, truncated=True)
-    assert rows.tokens_BT.shape == (6, 68)  # a bucket of prompt, all the room for new tokens
-    assert rows.prompt_length_B.tolist() == [2, 2, 0, 0, 0, 0]
-    assert rows.completion_length_B.tolist() == [2, 3, 0, 0, 0, 0]
-    assert rows.advantage_B.tolist() == [1, -1, 0, 0, 0, 0]
-    assert rows.floor_BT[:2].max() == 0 and (rows.floor_BT[2:] == -np.inf).all()
-    assert trainer.experience(
-        [], np.zeros((0, 2), np.float32), stage, max_prompt_tokens=64, truncated=True
-    ).tokens_BT.shape == (6, 68)
+    known, _ = taught([group((1.0, 0.0))], [[1, -1]], stage, max_prompt_tokens=64)
+    assert known.rows.tokens_BT.shape == (6, 68)  # the longest prompt there may be, all the room for new tokens
+    assert known.rows.segment_BT.max(axis=1).tolist() == [1, 2, 0, 0, 0, 0]
+    assert known.rows.column_BT[:2].tolist() == [[2, 3, 0, 0], [2, 3, 4, 0]] and known.rows.column_BT[2:].max() == 0
+    assert known.advantage_BT[:2].tolist() == [[1, 1, 0, 0], [-1, -1, -1, 0]]
+    assert known.floor_BT[0].tolist() == [0, 0, -np.inf, -np.inf] and (known.floor_BT[2:] == -np.inf).all()
+    nothing, _ = taught([], np.zeros((0, 2)), stage, max_prompt_tokens=64)
+    assert nothing.rows.tokens_BT.shape == (6, 68) and nothing.rows.segment_BT.max() == 0
+
+
+def test_samples_are_packed_where_asked():
+    """Four samples of 4 and 5 tokens: four rows of 68, or one of 80."""
+    stage = dataclasses.replace(STAGE, group=2, prompts=2, max_new_tokens=4, row_tokens=80)
+    groups = [group((1.0, 0.0)), group((0.0, 1.0))]
+    known, metrics = taught(groups, [[1, -1], [-2, 2]], stage, max_prompt_tokens=64)
+    assert known.rows.tokens_BT.shape == (1, 80)
+    assert known.rows.segment_BT[0, :19].tolist() == [1] * 4 + [2] * 5 + [3] * 4 + [4] * 5 + [0]
+    assert known.advantage_BT[0].tolist() == [1, 1, -1, -1, -1, -2, -2, 2, 2, 2]  # and no room to spare
+    assert metrics["learner/rows"] == 1
+    tolerance.assert_close(np.float32(metrics["learner/padding_waste"]), np.float32(62 / 80))
+    tolerance.assert_close(np.float32(metrics["learner/padding_waste_unpacked"]), np.float32(1 - 18 / (4 * 68)))
 
 
 def test_completions_cut_off_are_left_out_where_asked():
     stage = dataclasses.replace(
         STAGE, group=2, prompts=1, max_new_tokens=4, overlong=overlong.OverlongConfig(drop=True)
     )
-    rows = trainer.experience([group((1.0, 0.0))], np.float32([[1, -1]]), stage, max_prompt_tokens=64, truncated=False)
-    assert rows.completion_length_B.tolist() == [2, 0] and rows.advantage_B.tolist() == [1, 0]
-    assert rows.floor_BT is None  # no token could be dropped
+    known, _ = taught([group((1.0, 0.0))], [[1, -1]], stage, truncated=False)
+    assert known.rows.column_BT.tolist() == [[2, 3, 0, 0], [0, 0, 0, 0]]
+    assert int(known.rows.num_samples) == 2
+    assert known.floor_BT is None  # no token could be dropped

@@ -18,7 +18,7 @@ import pytest
 import tunix_names
 from thinkfirst.core import mesh
 from thinkfirst.models import gemma, lora
-from thinkfirst.rl import batch, curriculum, learner, objective, optimizer, policy, stages, trainer
+from thinkfirst.rl import batch, curriculum, learner, objective, optimizer, packing, policy, stages, trainer
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import parse, reward
 
@@ -175,9 +175,10 @@ def test_log_probs_of_policy_and_reference(case):
     stage, subject = case
     golden = subject.golden
     prompts, sampled = subject.prompts(()), subject.engine(8).sample(None, None, None, None, None, group=4)
-    rows = batch.without_stop(batch.experience(prompts, sampled, golden["advantage_B"]), sampled.stopped_B)
-    rows = jax.tree.map(jnp.asarray, rows)
-    mask_BT = np.asarray(batch.length_mask(rows.completion_length_B, 8))
+    taught = batch.samples(batch.unpadded(prompts), sampled, golden["advantage_B"])
+    plan = packing.one_a_row(len(taught), row_tokens=prompts.tokens_PT.shape[1] + 8, room=8)
+    rows = jax.tree.map(jnp.asarray, packing.experience(batch.without_stop(taught, sampled.stopped_B), plan))
+    mask_BT = np.asarray(rows.rows.mask_BT)
     score = learner.make_scorer(subject.model, micro_batches=1)
     for name, added in (("sampler_logp_BT", adapter(subject, "before")), ("ref_logp_BT", None)):
         found = score(added, subject.params, rows, jnp.float32(stage.temperature))

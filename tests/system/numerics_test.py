@@ -10,7 +10,7 @@ import pytest
 from thinkfirst.core import mesh
 from thinkfirst.launch import recipes
 from thinkfirst.models import lora
-from thinkfirst.rl import loading, sft
+from thinkfirst.rl import learner, loading, packing
 from thinkfirst.rl.data import source
 
 ROWS, WIDTH = 32, 112
@@ -42,7 +42,8 @@ def batch():
         shown = problems.demonstration(index)
         prompt = subject.tokenizer.prompt(shown.problem.question, "")
         rows.append((prompt, subject.tokenizer.completion(shown.completion)))
-    return sft.collate(rows, WIDTH), np.random.default_rng(0).standard_normal(ROWS).astype(np.float32)
+    plan = packing.one_a_row(ROWS, row_tokens=WIDTH, room=WIDTH - 1)
+    return packing.lay_out(rows, plan), np.random.default_rng(0).standard_normal(ROWS).astype(np.float32)
 
 
 @functools.cache
@@ -53,7 +54,8 @@ def measured(dtype, base_dtype):
     adapter = jax.tree.map(lambda leaf: leaf + 0.01 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), fresh)
 
     def gain(adapter, params):
-        logp_BT, mask_BT = sft.completion_logprob(subject.model, params, adapter, rows)
+        mask_BT = rows.mask_BT
+        logp_BT, _ = learner.completion_logprob(subject.model, params, adapter, rows)
         logp_BT = jnp.where(mask_BT, logp_BT, 0.0)
         return (logp_BT * advantage_B[:, None]).sum() / mask_BT.sum(dtype=jnp.float32), (logp_BT, mask_BT)
 

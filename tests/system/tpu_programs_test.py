@@ -12,7 +12,7 @@ import pytest
 import slices
 from thinkfirst.core import sharding
 from thinkfirst.models import config, gemma, kv_cache
-from thinkfirst.rl import batch, learner, objective, rollout_program, scheduler
+from thinkfirst.rl import learner, objective, packing, rollout_program, scheduler
 
 PROMPT, NEW = 256, 512
 pytestmark = pytest.mark.timeout(900)  # the TPU compiler takes its time
@@ -21,18 +21,8 @@ MESHES = {"rows": {}, "both": {"data": 2, "fsdp": 2, "tensor": 2}}
 
 def experience(num_rows, devices):
     """Rows of PROMPT + NEW tokens as shapes on the mesh."""
-    completion = np.zeros((num_rows, NEW))
-    length = np.ones(num_rows, np.int32)
-    rows = batch.Experience(
-        tokens_BT=np.zeros((num_rows, PROMPT + NEW), np.int32),
-        prompt_length_B=length,
-        completion_BT=completion.astype(np.int32),
-        completion_length_B=length,
-        old_logp_BT=completion.astype(np.float32),
-        floor_BT=None,
-        advantage_B=np.ones(num_rows, np.float32),
-    )
-    return slices.on(rows, sharding.rows(devices))
+    plan = packing.one_a_row(0, num_rows=num_rows, row_tokens=PROMPT + NEW, room=NEW)
+    return slices.on(packing.experience([], plan, truncated=False), sharding.rows(devices))
 
 
 def kernels_of(text):
