@@ -42,6 +42,7 @@ def connect(coordinator: str = "", num_processes: int = 0, process: int = -1, *,
             alone = f"localhost:{free.getsockname()[1]}"
         # Nobody waits for a process that is alone: a laptop that sleeps is not to find its run dead.
         watch = {"heartbeat_timeout_seconds": FOR_EVER}
+        jax.config.update("jax_cpu_collectives_implementation", None)  # between processes: this is one
         jax.distributed.initialize(alone, 1, 0, coordinator_bind_address=alone, **watch)
 
 
