@@ -150,12 +150,9 @@ class Ours:
         subject = self.subject(case)
 
         def of(micro_batches: int) -> bench_rollout.Side:
-            chosen = stage(case, micro_batches=micro_batches)
-            transform = optimizer.make(dataclasses.replace(chosen.optimizer), 1_000_000)
-            made = dataclasses.replace(chosen, steps=1000)
-            step = trainer.make_grpo_step(
-                subject, made, source.make(source.DataConfig(), 0), jax.random.key(7), transform, grade=grade
-            )
+            chosen, problems = stage(case, micro_batches=micro_batches), source.make(source.DataConfig(), 0)
+            transform, key = optimizer.make(chosen.optimizer, chosen.steps), jax.random.key(7)
+            step = trainer.make_grpo_step(subject, chosen, problems, key, transform, remat="none", grade=grade)
             fresh = subject.fresh_adapter(chosen.lora, jax.random.key(1))
             state, number = (fresh, trainer.init_optimizer(transform, fresh, subject)), itertools.count(1)
 

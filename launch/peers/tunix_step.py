@@ -78,7 +78,7 @@ class Learner(grpo_learner.GRPOLearner):
 class Run:
     """A training run that waits for requests: `step` takes one step of it."""
 
-    def __init__(self, model: nnx.Module, mesh: jax.sharding.Mesh, asked: dict[str, Any]) -> None:
+    def __init__(self, model: Any, mesh: jax.sharding.Mesh, asked: dict[str, Any]) -> None:
         settings = asked["settings"]
         width = max(map(len, asked["prompts"]))
         provider = qwix.LoraProvider(module_path=ADAPTED, rank=settings["rank"], alpha=settings["alpha"])
@@ -122,14 +122,16 @@ class Run:
         trainer._post_process_train_step = post_process
         self._prompts = np.array([" ".join(map(str, prompt)) for prompt in asked["prompts"]])
         self._asked: queue.Queue[None] = queue.Queue()
-        self._done: queue.Queue[BaseException | None] = queue.Queue()
+        self._done: queue.Queue[None] = queue.Queue()
+        self._ended = False
         threading.Thread(target=self._train, daemon=True).start()
 
     def step(self) -> None:
         """One step, whole: the learner has come back for the next batch."""
         self._asked.put(None)
-        if error := self._done.get():
-            raise error
+        self._done.get()
+        if self._ended:
+            raise RuntimeError("the training run has ended: its traceback is above")
 
     def measured(self) -> dict[str, float]:
         """A step on the clock."""
@@ -156,8 +158,9 @@ class Run:
     def _train(self) -> None:
         try:
             self._learner.train(self._batches())
-        except BaseException as error:  # noqa: BLE001  # raised again where the step was asked for
-            self._done.put(error)
+        finally:
+            self._ended = True
+            self._done.put(None)
 
 
 def _training(asked: dict[str, Any]) -> rl_cluster.RLTrainingConfig:
