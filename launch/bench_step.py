@@ -21,13 +21,25 @@ import numpy as np
 from thinkfirst.core import mesh, runtime, sharding
 from thinkfirst.launch import bench_peer, bench_rollout
 from thinkfirst.models import gemma, weights
-from thinkfirst.rl import advantage, batch, curriculum, learner, objective, optimizer, policy, rollout, stages, trainer
+from thinkfirst.rl import (
+    advantage,
+    batch,
+    curriculum,
+    learner,
+    objective,
+    optimizer,
+    packing,
+    policy,
+    rollout,
+    stages,
+    trainer,
+)
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import parse, reward
 
 RANK, ALPHA = 16, 16.0
 ROOM = 96  # the most new tokens: with the prompt 128
-OUR_PARTS = (2, 4)  # micro-batches
+OUR_SIZES = ((0, 4), (128, 1), (128, 2))  # (tokens of a row of packed samples, or 0: a sample a row; micro-batches)
 PEER_UPDATE = (1, 2)  # prompts of a micro-batch
 PEER_ROLLOUT = (1, 2)  # all prompts at once, half of them
 LOGPROB, LOSS = 1e-3, 1e-4
@@ -102,7 +114,7 @@ class Limited(rollout.Engine):
         return found
 
 
-def stage(case: bench_rollout.Case, *, micro_batches: int) -> stages.Grpo:
+def stage(case: bench_rollout.Case, *, row_tokens: int = 0, micro_batches: int = 1) -> stages.Grpo:
     """The step: a mean over all tokens, KL k3."""
     unused = curriculum.Anneal(0.0, 0.0, 1)
     return stages.Grpo(
@@ -115,6 +127,7 @@ def stage(case: bench_rollout.Case, *, micro_batches: int) -> stages.Grpo:
         prompts=case.num_prompts,
         group=case.group,
         max_new_tokens=max(case.limits),
+        row_tokens=row_tokens,
         micro_batches=micro_batches,
     )
 
@@ -145,12 +158,14 @@ class Ours:
         found.case = case
         return found
 
-    def side(self, case: bench_rollout.Case, seconds: list[dict[str, float]]) -> Callable[[int], bench_rollout.Side]:
-        """side(micro-batches) -> runs of a step; what each phase took is added to `seconds`."""
-        subject = self.subject(case)
+    def side(
+        self, case: bench_rollout.Case, seconds: list[dict[str, float]]
+    ) -> Callable[[tuple[int, int]], bench_rollout.Side]:
+        """side((row_tokens, micro_batches)) -> runs of a step; what each phase took is added to `seconds`."""
+        subject, problems = self.subject(case), source.make(source.DataConfig(), 0)
 
-        def of(micro_batches: int) -> bench_rollout.Side:
-            chosen, problems = stage(case, micro_batches=micro_batches), source.make(source.DataConfig(), 0)
+        def of(size: tuple[int, int]) -> bench_rollout.Side:
+            chosen = stage(case, row_tokens=size[0], micro_batches=size[1])
             transform, key = optimizer.make(chosen.optimizer, chosen.steps), jax.random.key(7)
             step = trainer.make_grpo_step(subject, chosen, problems, key, transform, remat="none", grade=grade)
             fresh = subject.fresh_adapter(chosen.lora, jax.random.key(1))
@@ -176,20 +191,20 @@ class Ours:
         width, lengths = max(case.limits), np.array([len(row) for row in tokens], np.int32)
         tokens_BT = np.array([[*row, *[0] * (width - len(row))] for row in tokens], np.int32)
         scores_PG = np.array([share_of_even(row) for row in tokens]).reshape(case.num_prompts, case.group)
-        advantage_B = advantage.group_relative(scores_PG).reshape(-1)
-        floor_BT = np.full(tokens_BT.shape, -np.inf, np.float32)
-        sampled = batch.Rollout(tokens_BT, np.zeros(tokens_BT.shape, np.float32), floor_BT, lengths, lengths < 0)
-        rows = batch.experience(case.prompts(), sampled, advantage_B, truncated=False)
-        rows = jax.device_put(rows, sharding.rows(self._mesh))
-        one = jax.device_put(np.float32(1.0), sharding.replicated(self._mesh))
-        logp_BT = learner.make_scorer(self._model, micro_batches=1)(None, self._params, rows, one)
-        rows = dataclasses.replace(rows, old_logp_BT=logp_BT)
-        chosen, subject = stage(case, micro_batches=1), self.subject(case)
+        advantage_B, none_BT = advantage.group_relative(scores_PG).reshape(-1), np.zeros(tokens_BT.shape, np.float32)
+        sampled = batch.Rollout(tokens_BT, none_BT, none_BT, lengths, lengths < 0)
+        taught = batch.samples(batch.unpadded(case.prompts()), sampled, advantage_B)
+        plan = packing.one_a_row(len(taught), row_tokens=case.prompt_tokens + width, room=width)
+        known = sharding.spread(packing.experience(taught, plan, truncated=False), self._mesh)
+        one = sharding.everywhere(np.float32(1.0), self._mesh)
+        logp_BT = learner.make_scorer(self._model, micro_batches=1)(None, self._params, known, one)
+        known = dataclasses.replace(known, old_logp_BT=logp_BT)
+        chosen, subject = stage(case), self.subject(case)
         transform = optimizer.make(chosen.optimizer, 1)
         fresh = subject.fresh_adapter(chosen.lora, jax.random.key(1))
         step = learner.make_step(self._model, transform, chosen.loss, micro_batches=1, remat="none")
         state = (fresh, trainer.init_optimizer(transform, fresh, subject))
-        loss = float(step(*state, self._params, rows, one)[2]["loss"])
+        loss = float(step(*state, self._params, known, one)[2]["loss"])
         return {"logp": np.asarray(logp_BT), "advantages": advantage_B, "loss": loss}
 
 
@@ -197,7 +212,7 @@ def request(
     case: bench_rollout.Case, *, update_prompts: int, rollout_prompts: int, details: bool = False
 ) -> dict[str, Any]:
     """What the peer is asked for."""
-    chosen = stage(case, micro_batches=1)
+    chosen = stage(case)
     return {
         "do": "step",
         "prompts": case.prompts().tokens_PT.tolist(),
@@ -277,9 +292,10 @@ def run(repeats: int, peer: bench_peer.Peer | None, *, cases: Sequence[bench_rol
     for case in cases:
         seconds: dict[str, list[dict[str, float]]] = {"ours": []}
         side_of = ours.side(case, seconds["ours"])
-        tried = {parts: side_of(parts) for parts in OUR_PARTS}
+        tried = {size: side_of(size) for size in OUR_SIZES}
         best = bench_rollout.fastest(tried)
-        print(f"{case.name}: ours learns in {best} micro-batches", flush=True)
+        rows = f"rows of {best[0]} tokens, packed" if best[0] else "rows of a sample each"
+        print(f"{case.name}: ours learns from {rows}, in {best[1]} micro-batches", flush=True)
         sides = {"ours": tried[best]}
         if peer:
             seconds["peer"] = []

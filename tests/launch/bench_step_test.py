@@ -32,7 +32,7 @@ CASE = bench_rollout.Case("long_tail", 2, 4, 8, (1, 2, 1, 5, 1, 1, 4, 1))
 
 
 class Echo(bench_step.Ours):
-    """Our side without a model: two micro-batches are fastest; agrees with SCRIPT."""
+    """Our side without a model: packed rows in two micro-batches are fastest; agrees with SCRIPT."""
 
     worth = {"logp": np.array([[-1.0, -2.0, 9.9]] * 8), "advantages": np.full(8, 0.5), "loss": 0.25}  # noqa: RUF012
 
@@ -40,10 +40,10 @@ class Echo(bench_step.Ours):
         pass
 
     def side(self, case, seconds):
-        def of(parts):
+        def of(size):
             def run():
                 seconds.append({"rollout": 0.125, "reward": 0.0, "update": 0.375})
-                return bench_rollout.Spent(0.5, 1.0 if parts == 2 else 3.0)
+                return bench_rollout.Spent(0.5, 1.0 if size == (128, 2) else 3.0)
 
             return run
 
@@ -99,7 +99,7 @@ def test_figures_are_useful_tokens_of_whole_steps_in_turn(pretended, capsys):
     }
     assert figure["versions"]["peer"] == {"google-tunix": "0.1.7"}
     said = capsys.readouterr().out
-    assert "ours learns in 2 micro-batches" in said
+    assert "ours learns from rows of 128 tokens, packed, in 2 micro-batches" in said
     assert "tunix_step samples 1 prompts at a time, and learns from 1" in said
     assert "8 useful tokens/s  peer  ratio 4.00 (4.00 in CPU seconds)" in said
     load, checked, *timed = asked()
@@ -142,7 +142,7 @@ def test_a_case_that_there_is_none_of_is_refused(pretended, capsys):
 @pytest.mark.slow
 def test_our_side_takes_the_trainers_step(small):
     ours, seconds = bench_step.Ours(bench_rollout.parameters()), []
-    run = ours.side(CASE, seconds)(1)
+    run = ours.side(CASE, seconds)((16, 1))
     assert run().seconds > 0 and run().cpu_seconds > 0
     assert [sorted(row) for row in seconds] == [["reward", "rollout", "update"]] * 2
     subject = ours.subject(CASE)
