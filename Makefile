@@ -5,6 +5,7 @@ JOBS ?= 2
 SEED ?= 0
 ARGS ?=
 CHIPS ?= v5e v5p v6e
+SUITE ?= rollout
 EXTRAS ?= test
 
 JAX_PLATFORMS ?= cpu
@@ -31,7 +32,7 @@ help:
 	@echo "make bench        check the kernels, then time what this machine can run"
 	@echo "make bench-kernels    estimated TPU cycles of the kernels and their peers (no TPU needed; CHIPS='v5e v5p v6e')"
 	@echo "make block-sizes  try the kernels' block sizes for those chips, and write the best into kernels/block_sizes"
-	@echo "make bench-tunix  rollouts of Tunix's sampler and ours in turn (make tunix-env installs Tunix: 3 GB)"
+	@echo "make bench-tunix  rollouts of Tunix and ours in turn, or SUITE=step: whole steps (make tunix-env installs it: 3 GB)"
 	@echo "make test         lint, types, wheel-check and every test"
 	@echo "make quick        lint and the tests that are not slow"
 	@echo "make crash        kill training at every point, 60 times, and compare (an hour; ARGS='life' for one of its lives)"
@@ -73,7 +74,7 @@ block-sizes: $(READY)
 	  --search $(ARGS)
 
 bench-tunix: $(READY)
-	$(BIN)/python -m thinkfirst.launch.bench --suite=rollout --peer=tunix $(ARGS)
+	$(BIN)/python -m thinkfirst.launch.bench --suite=$(SUITE) --peer=tunix $(ARGS)
 
 # The environment of both: what the golden files come from is what we are timed against.
 tunix-env: .build/oracle_tunix/.ok

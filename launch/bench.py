@@ -3,12 +3,15 @@
 python -m thinkfirst.launch.bench [--suite=engine] [--repeats=5] [--out=FILE.json]
 python -m thinkfirst.launch.bench --suite=kernels [--cases=causal_g3_fwd]        (on a GPU)
 python -m thinkfirst.launch.bench --suite=rollout --peer=tunix [--peer_env=.build/oracle_tunix]
+python -m thinkfirst.launch.bench --suite=step --peer=tunix [--cases=long_tail]
 python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=v5e [--cases=window_fwd,ring_decode] [--search]
 """
 
+import functools
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -25,18 +28,19 @@ from thinkfirst.launch import (
     bench_peer,
     bench_report,
     bench_rollout,
+    bench_step,
 )
 
 
 def define_flags() -> flags.FlagValues:
     """The command line."""
     line = flags.FlagValues()
-    flags.DEFINE_enum("suite", "engine", ["engine", "kernels", "rollout"], "what to measure", flag_values=line)
-    flags.DEFINE_enum("peer", "", ["", "tunix"], "rollout: whose sampler takes turns with ours", flag_values=line)
-    flags.DEFINE_string("peer_env", bench_peer.ENVIRONMENT, "rollout: the peer's environment", flag_values=line)
+    flags.DEFINE_enum("suite", "engine", ["engine", "kernels", "rollout", "step"], "what to measure", flag_values=line)
+    flags.DEFINE_enum("peer", "", ["", "tunix"], "rollout, step: who takes turns with us", flag_values=line)
+    flags.DEFINE_string("peer_env", bench_peer.ENVIRONMENT, "rollout, step: the peer's environment", flag_values=line)
     flags.DEFINE_integer("repeats", 5, "timed runs of each side", lower_bound=1, flag_values=line)
     flags.DEFINE_list("tpu_estimate", [], f"kernels: chips to count for: {', '.join(chips.CHIPS)}", flag_values=line)
-    flags.DEFINE_list("cases", [], "kernels: the cases to measure (default: all)", flag_values=line)
+    flags.DEFINE_list("cases", [], "kernels, step: the cases to measure (default: all)", flag_values=line)
     flags.DEFINE_bool("peers", default=True, help="kernels: measure the peers too", flag_values=line)
     flags.DEFINE_bool("search", default=False, help="kernels: try block sizes, keep the best", flag_values=line)
     flags.DEFINE_string("report", "", "kernels: also put the table into this Markdown file", flag_values=line)
@@ -53,7 +57,8 @@ def main(argv: list[str]) -> int:
     try:
         if len(rest := line(argv)) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}")
-        figures, status = {"kernels": _kernels, "engine": _engine, "rollout": _rollout}[line.suite](line)
+        suites = {"kernels": _kernels, "engine": _engine, "rollout": _rollout, "step": _step}
+        figures, status = suites[line.suite](line)
     except (ValueError, flags.Error, profile.Unavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -71,16 +76,27 @@ def _engine(line: flags.FlagValues) -> tuple[Any, int]:
 
 def _rollout(line: flags.FlagValues) -> tuple[Any, int]:
     _reject(line, "tpu_estimate", "cases", "report", "search")
+    return _beside_peer(line, "tunix_rollout.py", bench_rollout.run), 0
+
+
+def _step(line: flags.FlagValues) -> tuple[Any, int]:
+    _reject(line, "tpu_estimate", "report", "search")
+    run = functools.partial(bench_step.run, cases=bench_step.named(line.cases))
+    return _beside_peer(line, "tunix_step.py", run), 0
+
+
+def _beside_peer(line: flags.FlagValues, script: str, run: Callable[[int, bench_peer.Peer | None], Any]) -> Any:
+    """Figures of both, or of ours alone where no peer is asked for or its environment is not installed."""
     runtime.split_cpu(2)
     if not line.peer:
-        return bench_rollout.run(line.repeats, None), 0
+        return run(line.repeats, None)
     try:
-        peer = bench_peer.Peer(bench_peer.SCRIPTS / "tunix_rollout.py", environment=line.peer_env)
+        peer = bench_peer.Peer(bench_peer.SCRIPTS / script, environment=line.peer_env)
     except bench_peer.MissingError as error:
         print(error, file=sys.stderr)
-        return bench_rollout.run(line.repeats, None), 0
+        return run(line.repeats, None)
     with peer:
-        return bench_rollout.run(line.repeats, peer), 0
+        return run(line.repeats, peer)
 
 
 def _kernels(line: flags.FlagValues) -> tuple[Any, int]:

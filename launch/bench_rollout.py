@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -53,6 +53,7 @@ class Spent(NamedTuple):
 
 
 Side = Callable[[], Spent]
+T = TypeVar("T")
 
 
 def model() -> model_config.GemmaConfig:
@@ -171,13 +172,18 @@ def peer_side(peer: bench_peer.Peer, case: Case) -> Side:
         return run
 
     sides = {rows: side(rows) for rows in (-(-len(case.limits) // parts) for parts in PEER_ROWS)}
+    best = fastest(sides)
+    print(f"{case.name}: {peer.name} takes {best} rows at a time", flush=True)
+    return sides[best]
+
+
+def fastest(sides: dict[T, Side]) -> T:
+    """The side whose second run takes the fewest CPU seconds; all are compiled by the first."""
     for run in sides.values():
         run()
-    found = {rows: run() for rows, run in sides.items()}
-    best = min(found, key=lambda rows: found[rows].cpu_seconds)
-    tried = ", ".join(f"{rows}: {spent.cpu_seconds:.1f}" for rows, spent in found.items())
-    print(f"{case.name}: {peer.name} takes {best} rows at a time (CPU seconds by rows: {tried})", flush=True)
-    return sides[best]
+    found = {name: run() for name, run in sides.items()}
+    print("CPU seconds by size:", ", ".join(f"{name}: {spent.cpu_seconds:.1f}" for name, spent in found.items()))
+    return min(found, key=lambda name: found[name].cpu_seconds)
 
 
 def check(ours: Ours, peer: bench_peer.Peer) -> None:

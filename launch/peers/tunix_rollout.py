@@ -73,7 +73,7 @@ class Peer:
         config = gemma3.ModelConfig(**sizes, param_dtype=jnp.float32)
         self.model = params_safetensors.create_model_from_safe_tensors(weights, config, dtype=jnp.float32)
         self.samplers: dict[int, Held] = {}
-        return {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
+        return versions()
 
     def sampler(self, slots: int) -> Held:
         """The sampler with so many cache slots for a row; it keeps its compiled programs."""
@@ -113,13 +113,18 @@ class Peer:
         return self.sample(request)
 
 
-def main() -> None:
+def versions() -> dict[str, Any]:
+    """The answer to "load"."""
+    return {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def serve(peer: Any) -> None:
+    """Answers the requests on stdin until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not land among the answers
-    peer = Peer()
     for line in sys.stdin:
         print(json.dumps(peer.answer(json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve(Peer())
