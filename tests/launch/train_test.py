@@ -55,7 +55,8 @@ def test_bad_input(capsys, tmp_path, arguments, message):
 
 
 def test_a_real_model_is_not_made_of_random_weights(capsys, tmp_path):
-    train_file, eval_file = rows(tmp_path / "train.jsonl", GSM8K), rows(tmp_path / "eval.jsonl", GSM8K.replace("Q", "R"))
+    train_file = rows(tmp_path / "train.jsonl", GSM8K)
+    eval_file = rows(tmp_path / "eval.jsonl", GSM8K.replace("Q", "R"))
     sets = ["--set", f"data.train={train_file}", "--set", f"data.eval={eval_file}", "--set", "data.held_out=1"]
     status, err = run(capsys, tmp_path, "--recipe=show_work_gemma3_1b", *sets)
     assert status == 2
