@@ -82,9 +82,7 @@ def canned() -> dict[str, list[float]]:
 def canned_lines() -> list[str]:
     """The table as Markdown."""
     head = ["reward", *(name for name, _, _ in OUTPUTS), "right beats wrong by"]
-    rows = [
-        [name, *(f"{value:.3f}" for value in (*row, min(row[:3]) - row[3]))] for name, row in canned().items()
-    ]
+    rows = [[name, *(f"{value:.3f}" for value in (*row, min(row[:3]) - row[3]))] for name, row in canned().items()]
     return markdown(head, rows)
 
 

@@ -5,7 +5,7 @@
     format        the answer is right, and not in the form asked for
     unit          the number is right, and counts something else
     arithmetic    an equation in it does not hold
-    premature     it reasons in fewer steps than a problem of this kind takes, or concludes what no step says
+    premature     its steps are fewer than a problem of this kind takes, or none states the answer; or a section is bare
     verbose       its reasoning is longer than what is free of penalty
     wrong         none of these
 
@@ -16,8 +16,8 @@ import fractions
 import math
 import re
 
-from thinkfirst.rl import batch
-from thinkfirst.rl.rewards import answers, domains, parse, quantity, reward, sections, trace, verbosity
+from thinkfirst.rl import batch, evaluation
+from thinkfirst.rl.rewards import answers, domains, parse, quantity, reward, sections, think_first, trace, verbosity
 
 KINDS = ("truncated", "no answer", "format", "unit", "arithmetic", "premature", "verbose", "wrong")
 
@@ -28,7 +28,14 @@ _EQUATION = re.compile(rf"(?<![\w.,)*/+%-])({_NUMBER}(?: ?{_OPERATOR} ?{_NUMBER}
 _PIECE = re.compile(rf"{_NUMBER}|{_OPERATOR}")
 
 
-def kind(problem: batch.Problem, completion: batch.Completion, *, answer: str | None, lenient_right: bool) -> str:
+def kind(
+    problem: batch.Problem,
+    completion: batch.Completion,
+    *,
+    answer: str | None,
+    lenient_right: bool,
+    form: evaluation.Form,
+) -> str:
     """Why a completion is wrong whose answer, leniently read, is `answer`."""
     if not completion.stopped:
         return "truncated"
@@ -41,9 +48,11 @@ def kind(problem: batch.Problem, completion: batch.Completion, *, answer: str | 
     if domains.kind(problem) in ("math", "choice") and not all(holds for _, holds in equations(completion.text)):
         return "arithmetic"
     parsed = parse.parse(completion)
-    if parsed.well_formed and trace.score(completion, problem) < 1 and sections.score(completion, problem) < 1:
+    traced = trace.score(completion, problem) if form == "steps" else sections.score(completion, problem)
+    if parsed.well_formed and traced < 1:
         return "premature"
-    if reward.has_tokens(completion) and verbosity.score(completion, problem) > 0:
+    free = verbosity.FREE_TOKENS if form == "steps" else think_first.FREE_TOKENS
+    if reward.has_tokens(completion) and verbosity.score(completion, problem, free_tokens=free) > 0:
         return "verbose"
     return "wrong"
 

@@ -94,7 +94,9 @@ def mark(
         well_formed=parsed.well_formed if form == "steps" else sections.exact(completion, problem) == 1,
         trace=trace.score(completion, problem) if form == "steps" else sections.score(completion, problem),
         certainty=_certainty(parsed, completion),
-        failure="" if fine else failures.kind(problem, completion, answer=answer, lenient_right=lenient == 1),
+        failure=""
+        if fine
+        else failures.kind(problem, completion, answer=answer, lenient_right=lenient == 1, form=form),
     )
 
 

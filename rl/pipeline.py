@@ -161,9 +161,7 @@ def lessons(config: stages.RunConfig) -> dict[str, source.Source]:
     return found
 
 
-def _shown(
-    stage: loop.TrainingStage, given: source.Source, workdir: pathlib.Path, seed: int
-) -> blend.Demonstrations:
+def _shown(stage: loop.TrainingStage, given: source.Source, workdir: pathlib.Path, seed: int) -> blend.Demonstrations:
     """What the stage learns from: what it is given, with the traces it replays among them."""
     if not (isinstance(stage, stages.Distill) and stage.replay):
         return given

@@ -42,6 +42,9 @@ GSM8K = json.dumps({"question": "Q", "answer": "so\n#### 1"})
         (["--recipe=demo", "--set", "stages.grpo.row_tokens=100"], "grpo: row_tokens=100 must hold a sample of 112"),
         (["--recipe=show_work_random", "--set", "data.train=nowhere.jsonl"], "data.train=nowhere.jsonl: no such file"),
         (["--recipe=show_work_random"], "data.train is not set"),
+        (["--recipe=think_first_gemma2_2b"], "gsm8k/train.jsonl: no such file"),
+        (["--recipe=think_first_gemma2_2b_fast", "--set", "data.use=xyz"], "data.use=xyz: the mix has the parts"),
+        (["--recipe=think_first_tiny", "--set", "data.held_out=600"], "has 24 held-out problems, not 100"),
     ],
 )
 def test_bad_input(capsys, tmp_path, arguments, message):
@@ -49,6 +52,15 @@ def test_bad_input(capsys, tmp_path, arguments, message):
     assert status == 2
     assert message in err
     assert err.strip().startswith("error: ")
+
+
+def test_a_real_model_is_not_made_of_random_weights(capsys, tmp_path):
+    train_file = rows(tmp_path / "train.jsonl", GSM8K)
+    eval_file = rows(tmp_path / "eval.jsonl", GSM8K.replace("Q", "R"))
+    sets = ["--set", f"data.train={train_file}", "--set", f"data.eval={eval_file}", "--set", "data.held_out=1"]
+    status, err = run(capsys, tmp_path, "--recipe=show_work_gemma3_1b", *sets)
+    assert status == 2
+    assert err == "error: checkpoint is not set: --set checkpoint=FOLDER (the weights of gemma3_1b)\n"
 
 
 def test_a_bad_line_is_named(capsys, tmp_path):
