@@ -57,7 +57,7 @@ class Replayed:
     def __init__(self, golden):
         self.metrics, self._golden = {}, golden
 
-    def sample(self, params, adapter, prompts, sampling, key, *, group):
+    def sample(self, params, adapter, prompts, sampling, key, *, group, **_):
         length_B, tokens_BT = self._golden["completion_length_B"], self._golden["completion_BT"].copy()
         logp_BT = self._golden["sampler_logp_BT"].copy()
         (stopped,) = np.nonzero(length_B < tokens_BT.shape[1])
@@ -115,7 +115,8 @@ def taken(subject, stage):
         return [reward.Graded(float(total), {}, parsed) for total in subject.golden["reward_B"]]
 
     problems = source.make(source.DataConfig(), 0)
-    step = trainer.make_grpo_step(subject, stage, problems, jax.random.key(0), transform, grade=grade)
+    settings = {"remat": "none", "grade": grade}
+    step = trainer.make_grpo_step(subject, stage, problems, jax.random.key(0), transform, **settings)
     before = adapter(subject, "before")
     (after, opt_state), metrics, rows = step((before, transform.init(before)), 1)
     assert metrics["fault"] is None and metrics["skipped"] == 0
