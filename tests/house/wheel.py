@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import zipfile
 
 from house import source, write_build
 
-# Imported only where a GPU kernel is called (the extra `gpu` brings Triton), and run by an environment of Tunix's own.
-NEEDS_MORE = (".triton_source", ".tunix_rollout")
+# Imported only where a GPU kernel is called (the extra `gpu` brings Triton), and run by environments of the peers' own.
+NEEDS_MORE = re.compile(r"\.triton_source$|\.launch\.peers\.")
 # Run by a Python that stands in another folder and finds the unpacked wheel first on its path.
 IMPORT_ALL = """
 import importlib, importlib.metadata, pathlib, sys
@@ -67,7 +68,7 @@ def main() -> None:
         problems += [f"setup.py and launch/ disagree on the command {name}" for name in sorted(declared ^ scripts())]
         if problems:
             raise SystemExit("\n".join(problems))
-        names = [module.name for module in source.modules() if not module.name.endswith(NEEDS_MORE)]
+        names = [module.name for module in source.modules() if not NEEDS_MORE.search(module.name)]
         environment = {**os.environ, "PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-P", "-c", IMPORT_ALL, str(site), *names]
         if subprocess.run(command, cwd=scratch, env=environment, check=False).returncode:
