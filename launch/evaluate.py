@@ -80,7 +80,7 @@ def _evaluate(line: flags.FlagValues) -> None:
         )
         found = evaluate.evaluate(subject, problems, stage, jax.random.key(line.seed), judge)
     if before is not None:
-        found["compared"] = gate.decide(before, found, metric="score", level=0.05)
+        found["compared"] = gate.decide(before, found, metrics=stages.Gate().metrics, level=stages.Gate().level)
     print("\n".join(lines(found)))
     if line.out:
         files.write_text(pathlib.Path(line.out), json.dumps(found, indent=1) + "\n")
@@ -133,7 +133,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         values = ", ".join(f"{key} {_number(value)}" for key, value in held.items())
         shown.append(f"  {name.removeprefix('by_'):<10}{values or 'none'}")
     if "compared" in found:
-        shown.append("  before and after, as a gate would judge: " + gate.line(found["compared"]))
+        shown += gate.lines("before and after, as a gate would judge", found["compared"])
     return shown
 
 

@@ -116,7 +116,8 @@ def _run(
     if not hosts.is_first():
         return 0
     print("\n" + report.summary_table(results))
-    print("\n".join(["", *(f"{row['name']}: {gate.line(row)}" for row in results["gates"])]))
+    for row in results["gates"]:
+        print("\n".join(["", *gate.lines(row["name"], row)]))
     print("\n".join(_showcase(results)))
     print(f"\n{workdir}/report.html  {workdir}/plots/learning_curves.png  {workdir}/final_results.json")
     return 0

@@ -6,6 +6,8 @@ Had the stage changed nothing but noise, each d_i could as well have had the oth
 choices of signs whose mean is as low as the one seen, or lower (R. A. Fisher's randomisation test, The Design of
 Experiments, 1935, section 21): exact for few problems, drawn for many, and never below 2^-n, so that four problems
 cannot condemn a stage at the 5 % level.  The stage is given up if p is below the level: worse, and not by chance.
+
+Of several metrics each is a chance to be unlucky: a level of 5 % is shared out among them (C. E. Bonferroni, 1936).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,42 +17,57 @@ from thinkfirst.rl import estimates, evaluation
 
 
 def decide(
-    before: Mapping[str, Any], after: Mapping[str, Any], *, metric: evaluation.Metric, level: float
+    before: Mapping[str, Any], after: Mapping[str, Any], *, metrics: Sequence[evaluation.Metric], level: float
 ) -> dict[str, Any]:
-    """The verdict on the stage between two evaluations, as final_results.json keeps it.
+    """The verdict on the stage between two evaluations, as final_results.json keeps it: kept if no metric fell.
 
-    ValueError when they have no problem in common that the metric is known of.
+    A metric that no problem is known by, in both, is left out; ValueError if that leaves none.
     """
-    old, new = _values(before, metric), _values(after, metric)
-    both = [name for name in old if name in new]
-    if not both:
-        raise ValueError(f"no held-out problem has a {metric} in both {before['stage']!r} and {after['stage']!r}")
-    change = [new[name] - old[name] for name in both]
-    p = estimates.sign_flip(change)
+    found = {metric: compared for metric in metrics if (compared := _compared(before, after, metric))}
+    if not found:
+        names = " or ".join(metrics)
+        raise ValueError(f"no held-out problem has a {names} in both {before['stage']!r} and {after['stage']!r}")
+    share = level / len(found)
+    kept = all(compared["p_worse"] >= share for compared in found.values())
     return {
         "before": before["stage"],
         "after": after["stage"],
-        "metric": metric,
+        "level": level,
+        "kept": kept,
+        "metrics": {metric: {**compared, "limit": share} for metric, compared in found.items()},
+    }
+
+
+def lines(about: str, verdict: Mapping[str, Any]) -> list[str]:
+    """The verdict, and a line for each metric."""
+    shown = [f"{about}: kept" if verdict["kept"] else f"{about}: given up, back to {verdict['before']}"]
+    for metric, compared in verdict["metrics"].items():
+        low, high = compared["difference_interval"]
+        shown.append(
+            f"  {metric} {compared['mean_before']:.3f} -> {compared['mean_after']:.3f} "
+            f"on {compared['problems']} problems, difference {compared['difference']:+.3f} "
+            f"({low:+.3f} to {high:+.3f}), chance of such a fall {compared['p_worse']:.3f}, limit {compared['limit']:g}"
+        )
+    return shown
+
+
+def _compared(
+    before: Mapping[str, Any], after: Mapping[str, Any], metric: evaluation.Metric
+) -> dict[str, Any] | None:
+    """One metric on the problems that both know it of; None where there is none."""
+    old, new = _values(before, metric), _values(after, metric)
+    both = [name for name in old if name in new]
+    if not both:
+        return None
+    change = [new[name] - old[name] for name in both]
+    return {
         "problems": len(both),
         "mean_before": sum(old[name] for name in both) / len(both),
         "mean_after": sum(new[name] for name in both) / len(both),
         "difference": sum(change) / len(both),
         "difference_interval": list(estimates.bootstrap(change)),
-        "p_worse": p,
-        "level": level,
-        "kept": p >= level,
+        "p_worse": estimates.sign_flip(change),
     }
-
-
-def line(verdict: Mapping[str, Any]) -> str:
-    """The verdict in a line."""
-    low, high = verdict["difference_interval"]
-    what = "kept" if verdict["kept"] else f"given up: back to {verdict['before']}"
-    return (
-        f"{verdict['metric']} {verdict['mean_before']:.3f} -> {verdict['mean_after']:.3f} on {verdict['problems']} "
-        f"problems, difference {verdict['difference']:+.3f} ({low:+.3f} to {high:+.3f}), chance of such a fall "
-        f"{verdict['p_worse']:.3f}, limit {verdict['level']:g}: {what}"
-    )
 
 
 def _values(row: Mapping[str, Any], metric: evaluation.Metric) -> dict[str, float]:

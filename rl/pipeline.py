@@ -121,7 +121,7 @@ def _run(
                 progress["traces"][stage.name] = found
             elif isinstance(stage, stages.Gate):
                 progress["gates"].append(hosts.told(lambda stage=stage: standing.judged(stage)))  # type: ignore[misc]
-                hosts.say(f"{stage.name}: {gate.line(progress['gates'][-1])}")
+                hosts.say("\n".join(gate.lines(stage.name, progress["gates"][-1])))
             elif not isinstance(stage, stages.Merge):
                 key = jax.random.key(config.seed)
                 _look(subject, stage, problems, progress, key=key, judge=judge, check=budget.check)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def render(results: Row, completions: Mapping[int, Sequence[Row]], picture: byte
     curves = f'<img alt="Learning curves" src="data:image/png;base64,{base64.b64encode(picture).decode("ascii")}">'
     stages = [(x.get("name"), x.get("kind"), x.get("steps"), _duration([x])) for x in _list(results, "stages")]
     table = _table(*_table_of(evaluations), extras=map(_accuracy_bar, evaluations))
-    gates = map(_gate, _list(results, "gates"))
+    gates = itertools.chain.from_iterable(map(_gate, _list(results, "gates")))
     failed = [(row.get("stage"), *map(_number, (row.get("failures") or {}).values())) for row in evaluations]
     kinds = next((tuple(row["failures"]) for row in evaluations if row.get("failures")), ())
     sections = {
@@ -109,15 +109,22 @@ def _table_of(evaluations: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 _GATE_COLUMNS = ("gate", "verdict", "compares", "before", "after", "difference (95 %)", "chance of it", "problems")
 
 
-def _gate(row: Row) -> tuple[str, ...]:
-    """The cells of a gate's line."""
-    spread = " to ".join(_number(value, "+.3f") for value in _list(row, "difference_interval"))
-    compared = f"{row.get('metric')} of {row.get('before')} and {row.get('after')}"
-    numbers = (_number(row.get("mean_before"), ".3f"), _number(row.get("mean_after"), ".3f"))
-    difference = f"{_number(row.get('difference'), '+.3f')} ({spread})"
+def _gate(row: Row) -> Iterator[tuple[str, ...]]:
+    """The cells of a gate's lines, one for each metric."""
     verdict = "kept" if row.get("kept") else "given up"
-    chance = _number(row.get("p_worse"), ".3f")
-    return (str(row.get("name")), verdict, compared, *numbers, difference, chance, str(row.get("problems")))
+    metrics: Row = row.get("metrics") or {}
+    for metric, found in metrics.items():
+        spread = " to ".join(_number(value, "+.3f") for value in _list(found, "difference_interval"))
+        yield (
+            str(row.get("name")),
+            verdict,
+            f"{metric} of {row.get('before')} and {row.get('after')}",
+            _number(found.get("mean_before"), ".3f"),
+            _number(found.get("mean_after"), ".3f"),
+            f"{_number(found.get('difference'), '+.3f')} ({spread})",
+            _number(found.get("p_worse"), ".3f"),
+            str(found.get("problems")),
+        )
 
 
 def _accuracy_bar(row: Row) -> str:

@@ -239,18 +239,23 @@ class Merge:
 class Gate:
     """The last stage that trained is given up if its evaluation is worse than the one before it (rl/gate.py).
 
-    `metric` is what every held-out problem counts by: "score" is how right the strictly read answer is, or the rubric
-    where there is no single answer; "accuracy" and "strict" leave the latter out, and read leniently and strictly.
-    `level` is the chance at which a stage that changed nothing is given up.
+    `metrics` is what every held-out problem counts by: "score" is how right the strictly read answer is, or the rubric
+    where there is no single answer; "accuracy" and "strict" leave the latter out, and read leniently and strictly.  A
+    stage must not be worse by any of them: what open domains gain does not pay for answers that are no longer right.
+    `level` is the most that the chance of giving up a stage that changed nothing may be.
     """
 
     name: str = "gate"
-    metric: evaluation.Metric = "score"
+    metrics: tuple[evaluation.Metric, ...] = ("score", "accuracy")
     level: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.metric not in (names := typing.get_args(evaluation.Metric)):
-            raise ValueError(f"Gate {self.name}: metric={self.metric!r} is none of {', '.join(names)}")
+        names = typing.get_args(evaluation.Metric)
+        for metric in self.metrics:
+            if metric not in names:
+                raise ValueError(f"Gate {self.name}: metrics={metric!r} is none of {', '.join(names)}")
+        if not self.metrics:
+            raise ValueError(f"Gate {self.name}: metrics must name one of {', '.join(names)}")
         if not 0 < self.level < 1:
             raise ValueError(f"Gate {self.name}: level={self.level} must lie in (0, 1)")
 

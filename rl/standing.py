@@ -29,7 +29,7 @@ class Standing:
     def judged(self, stage: stages.Gate) -> dict[str, Any]:
         """The verdict on that stage."""
         assert self.kept is not None and self.latest is not None, "the order of stages was checked"
-        verdict = gate.decide(self.kept, self.latest, metric=stage.metric, level=stage.level)
+        verdict = gate.decide(self.kept, self.latest, metrics=stage.metrics, level=stage.level)
         return {"name": stage.name, **verdict}
 
     def passed(self, subject: policy.Policy, stage: stages.Stage, progress: Progress) -> None:

@@ -35,7 +35,7 @@ def test_a_model_is_evaluated_and_compared_with_itself(rows, tmp_path, capsys):
     assert found["by_domain"].keys() == {"math", "code", "creative"} and found["by_domain"]["code"] == 0
     assert found["pass_at"].keys() == found["maj_at"].keys() == {"1", "2"}
     assert found["failures"]["format"] > 0 and found["problems"] == 4
-    assert found["compared"]["difference"] == 0 and found["compared"]["kept"]
+    assert found["compared"]["metrics"]["score"]["difference"] == 0 and found["compared"]["kept"]
     assert found["by_problem"] == json.loads(before.read_text())["by_problem"]
     shown = capsys.readouterr().out
     for text in ("sandbox: ", "pass      @1", "maj       @1", "format", "domain", "difficulty", "failures", "a gate"):

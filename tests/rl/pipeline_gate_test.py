@@ -65,7 +65,7 @@ def test_a_stage_that_hurts_leaves_nothing_behind(scores, tmp_path):
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     results = pipeline.run(config, straight, runtime.Budget())
     (gate,) = results["gates"]
-    assert not gate["kept"] and gate["before"] == "before" and gate["p_worse"] < 1e-3
+    assert not gate["kept"] and gate["before"] == "before" and gate["metrics"]["score"]["p_worse"] < 1e-3
     with pytest.raises(loop.OutOfBudget):
         pipeline.run(config, cut, runtime.Budget(max_steps=3))
     assert pipeline.run(config, cut, runtime.Budget())["gates"] == results["gates"]
