@@ -11,6 +11,8 @@ from absl import flags
 from house import source
 from thinkfirst.core import config
 from thinkfirst.launch import recipes
+from thinkfirst.rl import batch
+from thinkfirst.rl.rewards import user_worker
 
 DOCUMENTS = [source.ROOT / name for name in ("README.md", "AGENTS.md")] + sorted((source.ROOT / "docs").glob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -118,3 +120,15 @@ def test_what_is_wrong_is_found():
     assert "nothing" in fault("thinkfirst-train --recipe=demo --set stages.grpo.nothing=3")
     assert fault("thinkfirst-plan --recipe=demo lines")
     assert not fault("thinkfirst-plan ...")
+
+
+def test_the_reward_written_in_the_documents_works():
+    """As a reward of one's own is called: half of 400 words is worth a half, and a program nothing."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (source.ROOT / "docs" / "rewards.md").read_text(), re.M | re.S)
+    defined = {}
+    for block in blocks:
+        exec(compile(block, "docs/rewards.md", "exec"), defined)
+    completions = [batch.Completion("word " * 200, (), ())] * 2
+    problems = [batch.Problem("a", "", "1", "math"), batch.Problem("b", "", "", "code", tests=("assert f(1) == 1",))]
+    assert user_worker.checked(defined["brevity"](completions, problems, step=1, phase=""), 2) == [0.5, None]
+    assert user_worker.checked(defined["judge"](completions, problems, step=1, phase=""), 2) == [None, None]
