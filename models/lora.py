@@ -7,12 +7,13 @@ without factors is not adapted, and ranks may differ from weight to weight.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from thinkfirst.models import layout
 
@@ -115,7 +116,7 @@ def merge(params: Tree, adapter: Adapter, specs: Specs) -> Tree:
     return merged
 
 
-def merged_weight(weight: jax.Array, factors: Factors, spec: str, scale: float) -> jax.Array:
+def merged_weight(weight: jax.Array, factors: Mapping[str, ArrayLike], spec: str, scale: float) -> jax.Array:
     """W + scale * A B of a stack of weights.
 
     The sum is taken in float32 and rounded to the dtype of W: a chain merged into a bfloat16 base is rounded once for
