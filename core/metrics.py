@@ -12,7 +12,7 @@ from typing import Any
 
 import tqdm
 
-from thinkfirst.core import board, files, profile
+from thinkfirst.core import board, files, profiling
 
 FILES = ("metrics.jsonl", "completions.jsonl")
 
@@ -77,7 +77,7 @@ class Clock:
     def phase(self, name: str) -> Iterator[None]:
         """Adds the seconds spent inside to `time/name`; a profile calls them that too."""
         start = time.perf_counter()
-        with profile.phase(name):
+        with profiling.phase(name):
             yield
         key = f"time/{name}"
         self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - start

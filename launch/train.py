@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 from absl import flags
 
-from thinkfirst.core import config, hosts, profile, runtime, watchdog
+from thinkfirst.core import config, hosts, profiling, runtime, watchdog
 from thinkfirst.launch import judging, recipes, restart
 from thinkfirst.rl import gate, guard, loop, pipeline, report, stages
 from thinkfirst.rl.data import source
@@ -88,16 +88,16 @@ def _train(line: flags.FlagValues, connect: Callable[..., None] | None) -> int:
     chosen, workdir = _chosen(line)
     budget = runtime.Budget(max_steps=line.max_steps, max_seconds=line.max_seconds)
     runtime.split_cpu(chosen.cpu_devices)
-    steps = profile.parse_steps(line.profile_steps)
-    profile.check_port(line.profile_server)
+    steps = profiling.parse_steps(line.profile_steps)
+    profiling.check_port(line.profile_server)
     runtime.use_compile_cache(scopes=bool(steps))
     watchdog.start(budget, line.hang_seconds)
     problems = source.make(chosen.data, chosen.seed)
     with judging.judge(needed=problems.runs_code) as judge:  # before anything of JAX starts
         if connect is not None:
             connect(line.coordinator, line.num_processes, line.process, heartbeat_seconds=line.heartbeat_seconds)
-        profile.serve(line.profile_server)
-        return _run(chosen, workdir, budget, problems=problems, judge=judge, profiled=profile.Window(workdir, steps))
+        profiling.serve(line.profile_server)
+        return _run(chosen, workdir, budget, problems=problems, judge=judge, profiled=profiling.Window(workdir, steps))
 
 
 def _run(
@@ -107,7 +107,7 @@ def _run(
     *,
     problems: source.Source,
     judge: code.Judge | None,
-    profiled: profile.Window,
+    profiled: profiling.Window,
 ) -> int:
     """The exit status of the run itself."""
     print(f"recipe {chosen.recipe}, seed {chosen.seed}: reads {_inputs(chosen)}; writes {workdir}/", flush=True)

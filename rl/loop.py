@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkfirst.core import checkpoint, hosts, metrics, profile, runtime
+from thinkfirst.core import checkpoint, hosts, metrics, profiling, runtime
 from thinkfirst.rl import guard, identity, stages
 
 State = Any  # a pytree: what the optimiser changes
@@ -93,7 +93,7 @@ def run(
     budget: runtime.Budget,
     keep: checkpoint.Keep | None = None,
     made_of: Mapping[str, str] | None = None,
-    profiled: profile.Window = profile.NOTHING,
+    profiled: profiling.Window = profiling.NOTHING,
 ) -> Finished:
     """Takes the stage from its newest sound checkpoint to its end; `first_step` steps were taken before the stage.
 
@@ -136,7 +136,7 @@ def run(
                 speed = row.pop("tokens_of_step") / elapsed
                 fault = row.pop("fault", None)
                 rate = {"num_tokens": counters.num_tokens, "step_time": elapsed, "tokens_per_second": speed}
-                with profile.phase("log"):
+                with profiling.phase("log"):
                     writer.completions([{**place, **completion} for completion in completions])
                     writer.scalars({**place, **row, **rate})
                     bar.set_postfix(_shown({**row, **rate}), refresh=False)
@@ -147,7 +147,7 @@ def run(
                 budget.take()
                 out_of_budget = budget.spent()
                 if (step % stage.save_every == 0 and not fault) or step == stage.steps or out_of_budget:
-                    with profile.phase("save"):
+                    with profiling.phase("save"):
                         save(step)
                     on_disk = step
                 if step % stage.save_every == 0:

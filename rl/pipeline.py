@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from thinkfirst.core import config as config_lib
-from thinkfirst.core import files, hosts, mesh, owner, profile, runtime, sharding
+from thinkfirst.core import files, hosts, mesh, owner, profiling, runtime, sharding
 from thinkfirst.models import weights
 from thinkfirst.rl import (
     evaluate,
@@ -49,7 +49,7 @@ def run(
     *,
     problems: source.Source | None = None,
     judge: code.Judge | None = None,
-    profiled: profile.Window = profile.NOTHING,
+    profiled: profiling.Window = profiling.NOTHING,
 ) -> dict[str, Any]:
     """Runs or resumes the recipe; returns what final_results.json holds.  Raises loop.OutOfBudget when cut short.
 
@@ -74,7 +74,7 @@ def _run(
     problems: source.Source,
     judge: code.Judge | None,
     *,
-    profiled: profile.Window,
+    profiled: profiling.Window,
 ) -> dict[str, Any]:
     budget.beat("loading")
     if problems.runs_code and judge is None:
@@ -252,7 +252,7 @@ def _training(
         advance = lambda state, rows: update(*state, rows)  # noqa: E731
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
-        with profile.phase("data"):
+        with profiling.phase("data"):
             pairs = _demonstrations(subject, stage, problems, step)
             plan, row = packing.planned(
                 pairs,
@@ -263,7 +263,7 @@ def _training(
             )
             rows = packing.lay_out(pairs, plan)
         check(f"{stage.name}: update of step {step}")
-        with profile.phase("update"):
+        with profiling.phase("update"):
             *state, learned = advance(state, sharding.spread(rows, subject.mesh))
             scalars, wrong = guard.split(jax.device_get(learned))
         lengths = np.array([len(prompt) + len(completion) for prompt, completion in pairs])

@@ -10,6 +10,7 @@ trace of a TPU may tell it itself (`tf_op`).
 
 import bisect
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,11 +22,12 @@ SCOPES = ("rollout", "prefill", "decode", "sample", "timing", "score", "update")
 SCOPES += ("flash_attention", "decode_attention", "token_logprob")
 BACKWARD = "backward"  # what differentiation makes of a scope
 
-STEP, PHASE = "step", "phase:"  # how core/profile.py marks steps and the host's phases
-HOST, WAITING, NO_SCOPE = "host", "waits for other devices", "no scope"
+STEP, PHASE = "step", "phase:"  # how core/profiling.py marks steps and the host's phases
+HOST, WAITING, COMPILING, NO_SCOPE = "host", "waits for other devices", "compiling", "no scope"
 _IDLE, _BUSY = ("",), ("busy",)
 _CONTAINERS = ("while", "conditional", "call")
 _NO_WORK = ("parameter", "constant", "tuple", "get-tuple-element")
+_CALL, _COMPILES = "PjitFunction(", ("trace_to_jaxpr", "lower_", "backend_compile")  # as JAX marks them
 _NO_OPERATION = ("end: ", "ThreadpoolListener")  # most events of a CPU: passed over without a look at their stats
 
 
@@ -76,23 +78,37 @@ def read(data: Any) -> Trace:
 
 
 def _read_host(line: Any, steps: dict[int, tuple[float, float]], phases: list[Piece], devices: Any) -> None:
-    """Adds steps and phases, and the operations of CPU devices, which are threads of the host."""
+    """Adds steps, and the phases of the thread that takes them; and operations of CPU devices, which threads run."""
+    mine: list[Piece] = []
+    calls: list[Piece] = []
+    compiled: list[float] = []
+    taken: dict[int, tuple[float, float]] = {}
     for event in line.events:
         name = event.name
         if name.startswith(_NO_OPERATION):
             continue
         start, end = event.start_ns, event.end_ns
         if name.startswith(PHASE):
-            phases.append(Piece(start, end, name.removeprefix(PHASE)))
-            continue
-        stats = dict(event.stats)
-        if name == STEP and "step_num" in stats:
-            steps[stats["step_num"]] = (start, end)
-        elif "hlo_op" in stats:
-            operations = devices.setdefault(f"CPU {stats.get('device_ordinal', 0)}", [])
-            operations.append(
-                Op(start, end, stats["hlo_op"], stats["hlo_module"], (stats["program_id"], stats["run_id"]), "")
-            )
+            mine.append(Piece(start, end, name.removeprefix(PHASE)))
+        elif name.startswith(_CALL):
+            calls.append(Piece(start, end, COMPILING))
+        elif name.startswith(_COMPILES):
+            compiled.append(start)
+        elif stats := dict(event.stats):
+            if name == STEP and "step_num" in stats:
+                taken[stats["step_num"]] = (start, end)
+            elif "hlo_op" in stats:
+                run = (stats["program_id"], stats["run_id"])
+                op = Op(start, end, stats["hlo_op"], stats["hlo_module"], run, "")
+                devices.setdefault(f"CPU {stats.get('device_ordinal', 0)}", []).append(op)
+    if taken:
+        steps |= taken
+        phases += mine
+        compiled.sort()
+        for call in calls:
+            first = bisect.bisect(compiled, call.start)
+            if first < len(compiled) and compiled[first] < call.end:
+                phases.append(call)
 
 
 def _read_device(lines: Mapping[str, Any]) -> Iterator[Op]:
@@ -184,11 +200,19 @@ def table(trace: Trace, steps: Iterable[int], programs: Programs) -> dict[Path, 
         background = [Piece(start, end, (phase, others)) for start, end, phase, others in around]
         for ops in placed.values() or [[]]:
             for start, end, path, (phase, others) in overlaps(filled(ops, within, _IDLE), background):
-                if path == _IDLE:
-                    path = (WAITING,) if others == _BUSY else (HOST,)
-                key = (*phase, *(name for name in path if name not in phase)) if phase else ()
+                key = _key(phase, path, others)
                 seconds[key] = seconds.get(key, 0.0) + (end - start) * 1e-9 / max(1, len(placed))
     return seconds
+
+
+def _key(phase: Path, path: Path, others: Path) -> Path:
+    """What a device's time counts as; () outside of all phases."""
+    if not phase:
+        return ()
+    if path == _IDLE:
+        path = (WAITING,) if others == _BUSY else (COMPILING,) if COMPILING in phase else (HOST,)
+    around = tuple(name for name in phase if name != COMPILING)
+    return (*around, *(name for name in path if name not in around))
 
 
 def _scopes(ops: Sequence[Op], programs: Programs) -> Callable[[Op], Path | None]:
@@ -202,13 +226,13 @@ def _scopes(ops: Sequence[Op], programs: Programs) -> Callable[[Op], Path | None
         texts = [paths_in(text) for text in programs(program[0])]
         known[program] = max(texts, key=lambda paths: len(seen & paths.keys()), default={})
 
-    def scopes(op: Op) -> Path | None:
-        if re.match(rf"({'|'.join(_CONTAINERS)})[.\d]*$", op.name):
-            return None
-        path = known[which(op)].get(op.name, ())
-        return None if path is None else path_of(op.op_name) or path or (NO_SCOPE, op.program)
+    @functools.cache
+    def scopes(program: tuple[str, Any], name: str, op_name: str) -> Path | None:
+        looks_like_one = re.match(rf"({'|'.join(_CONTAINERS)})[.\d]*$", name)
+        path = known[program].get(name, None if looks_like_one else ())
+        return None if path is None else path_of(op_name) or path or (NO_SCOPE, program[0])
 
-    return scopes
+    return lambda op: scopes(which(op), op.name, op.op_name)
 
 
 def pieces(ops: Sequence[Op], scopes: Callable[[Op], Path | None]) -> list[Piece]:
@@ -257,7 +281,8 @@ def nested(events: Iterable[Piece]) -> Iterator[Piece]:
     for event in sorted(events, key=lambda piece: (piece.start, -piece.end)):
         while around and around[-1].end <= event.start:
             around.pop()
-        path = (*(around[-1].path if around else ()), event.path)
+        path = around[-1].path if around else ()
+        path = path if event.path in path else (*path, event.path)
         around.append(Piece(event.start, event.end, path))
         yield around[-1]
 

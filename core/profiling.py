@@ -14,14 +14,14 @@ from contextlib import contextmanager
 
 import jax
 
-from thinkfirst.core import files, hosts, runtime, trace
+from thinkfirst.core import files, hosts, runtime, timeline
 
 LEAST = 0.0005  # of the time: what the text leaves out
 
 
 def phase(name: str) -> jax.profiler.TraceAnnotation:
     """A context: what this host does in it goes by that name in a trace; without one it costs nothing."""
-    return jax.profiler.TraceAnnotation(trace.PHASE + name)
+    return jax.profiler.TraceAnnotation(timeline.PHASE + name)
 
 
 def parse_steps(text: str) -> range:
@@ -38,9 +38,10 @@ def check_port(port: int) -> None:
     """Raises ValueError unless --profile_server can listen there; 0 asks for no server."""
     if not 0 <= port < 2**16:
         raise ValueError(f"--profile_server={port} is no port: they end at 65535")
-    with socket.socket(socket.AF_INET6) as free:  # JAX would say that it cannot have it, and go on
+    with socket.socket() as free:  # JAX would say that it cannot have it, and go on
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            free.bind(("::", port))
+            free.bind(("", port))
         except OSError as error:
             raise ValueError(f"--profile_server={port}: {error.strerror}") from error
 
@@ -55,24 +56,24 @@ def serve(port: int) -> None:
 class Window:
     """The steps of a call that are profiled, into the folder `profile` of a workdir.
 
-    It closes with the last of them, or before where the stage or the call ends.
+    It closes with the last of them, or where their stage or the call ends, and does not open again.
     """
 
     def __init__(self, workdir: pathlib.Path, steps: range) -> None:
         self._folder, self._steps = workdir / "profile", steps
         self._session = f"steps_{steps.start}_{steps.stop}" if steps else ""
         self._taken: list[int] = []
-        self._open = False
+        self._open = self._closed = False
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
         """Around everything that is done for a step."""
-        if number not in self._steps:
+        if number not in self._steps or self._closed:
             yield
             return
         if not self._open:
             self._begin()
-        with jax.profiler.StepTraceAnnotation(trace.STEP, step_num=number):
+        with jax.profiler.StepTraceAnnotation(timeline.STEP, step_num=number):
             yield
         self._taken.append(number)
         if number == self._steps[-1]:
@@ -82,7 +83,7 @@ class Window:
         """Ends the trace and says where the time went, if a step was traced."""
         if not self._open:
             return
-        self._open = False
+        self._open, self._closed = False, True
         jax.profiler.stop_trace()
         if not self._taken:
             return
@@ -111,18 +112,18 @@ class Window:
 
     def _summary(self) -> str:
         (path,) = self._at().glob("*.xplane.pb")
-        found = trace.read(jax.profiler.ProfileData.from_file(str(path)))
-        seconds = trace.table(found, self._taken, program_texts())
+        found = timeline.read(jax.profiler.ProfileData.from_file(str(path)))
+        seconds = timeline.table(found, self._taken, program_texts())
         length = sum(end - start for start, end in (found.steps[step] for step in self._taken)) * 1e-9
         versions = runtime.versions()
-        about = f"JAX {versions['jax']}, {len(found.devices)} devices ({versions['device']}), {time.strftime('%F')}"
+        about = f"JAX {versions['jax']}, {len(found.devices)} x {versions['device']}, {time.strftime('%F')}"
         return summary(seconds, length, self._taken, about=about)
 
 
 NOTHING = Window(pathlib.Path(), range(0))
 
 
-def program_texts() -> trace.Programs:
+def program_texts() -> timeline.Programs:
     """The texts of the compiled programs that this process holds, by name."""
     found: dict[str, list[str]] = {}
     for program in jax.local_devices()[0].client.live_executables():
@@ -131,7 +132,7 @@ def program_texts() -> trace.Programs:
     return lambda name: [module.to_string() for module in found.get(name, ())]
 
 
-def summary(seconds: Mapping[trace.Path, float], length: float, steps: Sequence[int], *, about: str) -> str:
+def summary(seconds: Mapping[timeline.Path, float], length: float, steps: Sequence[int], *, about: str) -> str:
     """The page of text: where `length` seconds of steps went, by phase and then by scope, and how much is explained."""
     lines = [
         f"steps {steps[0]} to {steps[-1]}: {length / len(steps):.3f} s a step; {about}",
@@ -144,29 +145,29 @@ def summary(seconds: Mapping[trace.Path, float], length: float, steps: Sequence[
             name = "  " * (len(path) - 1) + path[-1]
             lines.append(f"{total / len(steps):9.3f} {total / length:7.1%} {itself / length:7.1%}  {name}")
     lines += ["", "by scope, wherever it is:"]
-    for name in trace.SCOPES:
+    for name in timeline.SCOPES:
         inside = sum(time for path, time in own.items() if name in path[1:])
         if inside / length >= LEAST:
             lines.append(f"{inside / len(steps):9.3f} {inside / length:7.1%}          {name}")
     outside = seconds.get((), 0.0) / length
-    unnamed = sum(time for path, time in own.items() if trace.NO_SCOPE in path) / length
-    missing = 1 - sum(seconds.values()) / length
+    unnamed = sum(time for path, time in own.items() if timeline.NO_SCOPE in path) / length
+    lost = abs(1 - sum(seconds.values()) / length)  # of a trace that is not whole
     lines += [
         "",
-        f"accounted for: {1 - outside - unnamed - missing:.1%}; outside of all phases {outside:.1%}, "
-        f"operations in no scope {unnamed:.1%}",
+        f"accounted for: {1 - outside - unnamed - lost:.1%}; outside of all phases {outside:.1%}, "
+        f"operations in no scope {unnamed:.1%}, lost {lost:.1%}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _tree(own: Mapping[trace.Path, float]) -> Iterator[tuple[trace.Path, float, float]]:
+def _tree(own: Mapping[timeline.Path, float]) -> Iterator[tuple[timeline.Path, float, float]]:
     """(path, all of its time, its own) of every path and of those around it; the longest first among its like."""
-    total: dict[trace.Path, float] = {}
+    total: dict[timeline.Path, float] = {}
     for path, time in own.items():
         for depth in range(1, len(path) + 1):
             total[path[:depth]] = total.get(path[:depth], 0.0) + time
 
-    def below(around: trace.Path) -> Iterator[tuple[trace.Path, float, float]]:
+    def below(around: timeline.Path) -> Iterator[tuple[timeline.Path, float, float]]:
         inside = [path for path in total if path[:-1] == around]
         for path in sorted(inside, key=lambda path: -total[path]):
             yield path, total[path], own.get(path, 0.0)
