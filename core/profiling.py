@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -125,7 +126,7 @@ NOTHING = Window(pathlib.Path(), range(0))
 
 def program_texts() -> timeline.Programs:
     """The texts of the compiled programs that this process holds, by name."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[Any]] = {}
     for program in jax.local_devices()[0].client.live_executables():
         for module in program.hlo_modules():
             found.setdefault(module.name, []).append(module)
@@ -139,18 +140,18 @@ def summary(seconds: Mapping[timeline.Path, float], length: float, steps: Sequen
         "",
         f"{'s a step':>9} {'share':>7} {'itself':>7}",
     ]
-    own = {path: time for path, time in seconds.items() if path}
+    own = {path: spent for path, spent in seconds.items() if path}
     for path, total, itself in _tree(own):
         if total / length >= LEAST:
             name = "  " * (len(path) - 1) + path[-1]
             lines.append(f"{total / len(steps):9.3f} {total / length:7.1%} {itself / length:7.1%}  {name}")
     lines += ["", "by scope, wherever it is:"]
     for name in timeline.SCOPES:
-        inside = sum(time for path, time in own.items() if name in path[1:])
+        inside = sum(spent for path, spent in own.items() if name in path[1:])
         if inside / length >= LEAST:
             lines.append(f"{inside / len(steps):9.3f} {inside / length:7.1%}          {name}")
     outside = seconds.get((), 0.0) / length
-    unnamed = sum(time for path, time in own.items() if timeline.NO_SCOPE in path) / length
+    unnamed = sum(spent for path, spent in own.items() if timeline.NO_SCOPE in path) / length
     lost = abs(1 - sum(seconds.values()) / length)  # of a trace that is not whole
     lines += [
         "",
@@ -163,9 +164,9 @@ def summary(seconds: Mapping[timeline.Path, float], length: float, steps: Sequen
 def _tree(own: Mapping[timeline.Path, float]) -> Iterator[tuple[timeline.Path, float, float]]:
     """(path, all of its time, its own) of every path and of those around it; the longest first among its like."""
     total: dict[timeline.Path, float] = {}
-    for path, time in own.items():
+    for path, spent in own.items():
         for depth in range(1, len(path) + 1):
-            total[path[:depth]] = total.get(path[:depth], 0.0) + time
+            total[path[:depth]] = total.get(path[:depth], 0.0) + spent
 
     def below(around: timeline.Path) -> Iterator[tuple[timeline.Path, float, float]]:
         inside = [path for path in total if path[:-1] == around]

@@ -73,7 +73,7 @@ def compile_cache() -> pathlib.Path:
 
 
 def use_compile_cache(*, scopes: bool = False) -> None:
-    """Compiled programs are kept across runs; with `scopes`, one that was kept under other named scopes is not taken."""
+    """Compiled programs are kept across runs; with `scopes`, one that was kept with other named scopes is not taken."""
     jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
     jax.config.update("jax_compilation_cache_include_metadata_in_key", scopes)
 

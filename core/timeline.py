@@ -1,8 +1,8 @@
 """Where the time of a trace went: the xplane file of jax.profiler, read into seconds by phase and named scope.
 
-A device's time belongs to the operation it runs; of several at once, to the one begun last.  Time between two operations
-of one run of a program belongs to the scopes that both are in.  Loops, conditionals and calls are no operations: what
-runs inside them is.  So no second of a device is counted twice, however deep loops nest.
+A device's time belongs to the operation it runs; of several at once, to the one begun last.  Time between two
+operations of one run of a program belongs to the scopes that both are in.  Loops, conditionals and calls are no
+operations: what runs inside them is.  So no second of a device is counted twice, however deep loops nest.
 
 Which scopes an operation is in stands in the compiled program (`op_name` of its metadata), by the operation's name; the
 trace of a TPU may tell it itself (`tf_op`).
@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 Path = tuple[str, ...]
 
 # The named scopes of the compiled programs: rl/ names what a program is at, kernels/*/api.py which kernel.
-SCOPES = ("rollout", "prefill", "decode", "sample", "timing", "score", "update")
-SCOPES += ("flash_attention", "decode_attention", "token_logprob")
+SCOPES = (
+    *("rollout", "prefill", "decode", "sample", "timing", "score", "update"),
+    *("flash_attention", "decode_attention", "token_logprob"),
+)
 BACKWARD = "backward"  # what differentiation makes of a scope
 
 STEP, PHASE = "step", "phase:"  # how core/profiling.py marks steps and the host's phases
@@ -189,7 +191,7 @@ def _shared(paths: Iterable[Path]) -> Path:
 
 
 def table(trace: Trace, steps: Iterable[int], programs: Programs) -> dict[Path, float]:
-    """(phase, scope, ...) -> its own seconds in those steps, as the mean over devices; what is outside of phases: ()."""
+    """(phase, scope, ...) -> its own seconds in those steps, the mean over devices; what is outside of phases: ()."""
     placed = {name: coalesced(pieces(ops, _scopes(ops, programs))) for name, ops in trace.devices.items()}
     busy = coalesced(innermost(Piece(start, end, _BUSY) for ops in placed.values() for start, end, _ in ops))
     phases = innermost(nested(trace.phases))
@@ -251,7 +253,7 @@ def pieces(ops: Sequence[Op], scopes: Callable[[Op], Path | None]) -> list[Piece
 
 
 def innermost(events: Iterable[Piece]) -> list[Piece]:
-    """Disjoint pieces, in order: at every time the event that began last, and of those that began at once the shorter."""
+    """Disjoint pieces, in order: at every time the event that began last, of those that began at once the shorter."""
     found: list[Piece] = []
     open_: list[Piece] = []
     now = float("-inf")

@@ -1,6 +1,7 @@
 """Seconds by phase and scope, from traces small enough to add up by hand: of a CPU, a TPU and a GPU."""
 
 import ast
+import itertools
 import random
 
 import jax
@@ -15,18 +16,18 @@ HloModule jit_advance, is_scheduled=true
 
 %body (param: (s32[], f32[2,8])) -> (s32[], f32[2,8]) {
   %param = (s32[], f32[2,8]{1,0}) parameter(0)
-  %fusion.1 = f32[2,8]{1,0:T(2,128)} fusion(%param), kind=kLoop, calls=%fused, metadata={op_name="jit(advance)/rollout/while/body/decode/add" stack_frame_id=1}
-  %call.2 = f32[2,8]{1,0} custom-call(%fusion.1), metadata={op_name="jit(advance)/rollout/while/body/decode/decode_attention/pallas_call"}
+  %fusion.1 = f32[2,8]{1,0:T(2,128)} fusion(%param), calls=%fused, metadata={op_name="BODY/decode/add" stack_frame_id=1}
+  %call.2 = f32[2,8]{1,0} custom-call(%fusion.1), metadata={op_name="BODY/decode/decode_attention/pallas_call"}
   ROOT %copy.3 = (s32[], f32[2,8]{1,0}) tuple(%call.2)
 }
 
 ENTRY %main (x: f32[2,8]) -> f32[2,8] {
   %x = f32[2,8]{1,0} parameter(0), metadata={op_name="x"}
-  %while.4 = (s32[], /*index=1*/f32[2,8]{1,0}) while(%x), condition=%cond, body=%body, metadata={op_name="jit(advance)/rollout/while"}
+  %while.4 = (s32[], /*index=1*/f32[2,8]{1,0}) while(%x), body=%body, metadata={op_name="jit(advance)/rollout/while"}
   %copy.5 = f32[2,8]{1,0} copy(%while.4)
   ROOT %sort.6 = f32[2,8]{1,0} sort(%copy.5), metadata={op_name="jit(advance)/rollout/sample/sort"}
 }
-"""
+""".replace("BODY", "jit(advance)/rollout/while/body")
 DECODE, ATTENTION = ("rollout", "decode"), ("rollout", "decode", "decode_attention")
 
 
@@ -156,7 +157,7 @@ planes { name: "/device:TPU:0"
     events { metadata_id: 3 offset_ps: 0 duration_ps: 900000 } }
   event_metadata { key: 1 value { id: 1 name: "jit_advance(123)" } }
   event_metadata { key: 2 value { id: 2 name: "%while.4 = (s32[], f32[2,8]{1,0}) while((s32[]) %x), body=%body" } }
-  event_metadata { key: 3 value { id: 3 name: "%fusion.1 = f32[2,8]{1,0:T(2,128)} fusion(f32[2,8] %param), kind=kLoop" } }
+  event_metadata { key: 3 value { id: 3 name: "%fusion.1 = f32[2,8]{1,0:T(2,128)} fusion(f32[2,8] %param)" } }
   event_metadata { key: 4 value { id: 4 name: "%call.2 = f32[2,8]{1,0} custom-call(f32[2,8] %fusion.1)" } }
   event_metadata { key: 5 value { id: 5 name: "%sort.6 = f32[2,8]{1,0} sort(f32[2,8] %copy.5)" } }
   stat_metadata { key: 1 value { id: 1 name: "tf_op" } } }
@@ -196,7 +197,8 @@ def test_time_of_a_gpu_by_hand():
 
 
 def test_the_program_of_that_name_that_knows_the_operations_is_taken():
-    ops = [timeline.Op(0.0, 10.0, "fusion.1", "jit_advance", (9, 1), ""), timeline.Op(10.0, 20.0, "sort.6", "jit_advance", (9, 1), "")]
+    op = lambda start, name: timeline.Op(start, start + 10, name, "jit_advance", (9, 1), "")  # noqa: E731
+    ops = [op(0.0, "fusion.1"), op(10.0, "sort.6")]
     other = 'ENTRY %main () -> f32[] {\n  %fusion.1 = f32[] fusion(), metadata={op_name="jit(advance)/update/add"}\n}\n'
     found = timeline.Trace({1: (0.0, 20.0)}, [Piece(0.0, 20.0, "rollout")], {"CPU 0": ops})
     for texts in ([other, PROGRAM], [PROGRAM, other]):
@@ -238,7 +240,7 @@ def test_no_time_is_counted_twice_however_events_nest_and_overlap():
         starts = [rng.randrange(100) for _ in range(rng.randrange(1, 12))]
         events = [Piece(float(start), float(start + rng.randrange(30)), number) for number, start in enumerate(starts)]
         found = timeline.innermost(events)
-        assert all(one.end <= other.start for one, other in zip(found, found[1:], strict=False))
+        assert all(one.end <= other.start for one, other in itertools.pairwise(found))
         for time in range(130):
             here = [event for event in events if event.start <= time < event.end]
             mine = [piece for piece in found if piece.start <= time < piece.end]

@@ -64,9 +64,9 @@ PROGRAMS = {
 @pytest.fixture
 def compiled_anew():
     """Programs out of the cache have the scopes of whoever put them there."""
-    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)  # noqa: FBT003
     yield
-    jax.config.update("jax_compilation_cache_include_metadata_in_key", False)
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", False)  # noqa: FBT003
 
 
 @pytest.mark.slow
