@@ -112,8 +112,10 @@ class Window:
         return self._folder / "plugins" / "profile" / self._session
 
     def _summary(self) -> str:
-        (path,) = self._at().glob("*.xplane.pb")
-        found = timeline.read(jax.profiler.ProfileData.from_file(str(path)))
+        paths = [str(path) for path in self._at().glob("*.xplane.pb")]
+        if len(paths) != 1:
+            raise OSError(f"{self._at()}: no trace came of it; was another one being taken of this process?")
+        found = timeline.read(jax.profiler.ProfileData.from_file(paths[0]))
         seconds = timeline.table(found, self._taken, program_texts())
         length = sum(end - start for start, end in (found.steps[step] for step in self._taken)) * 1e-9
         versions = runtime.versions()

@@ -143,3 +143,18 @@ def test_a_port_that_cannot_be_had_is_refused():
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--profile_server={port}: Address already in use"):
             profiling.check_port(port)
+
+
+def test_the_server_listens(capsys):
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    profiling.check_port(port)
+    profiling.serve(port)
+    try:
+        socket.create_connection(("localhost", port), timeout=10).close()
+    finally:
+        jax.profiler.stop_server()
+    assert f"port {port} " in capsys.readouterr().out
+    profiling.serve(0)
+    assert capsys.readouterr().out == ""
