@@ -72,9 +72,10 @@ def compile_cache() -> pathlib.Path:
     return pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", default))
 
 
-def use_compile_cache() -> None:
-    """Compiled programs are kept across runs."""
+def use_compile_cache(*, scopes: bool = False) -> None:
+    """Compiled programs are kept across runs; with `scopes`, one that was kept with other named scopes is not taken."""
     jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", scopes)
 
 
 def split_cpu(parts: int) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 from absl import flags
 
-from thinkfirst.core import config, hosts, runtime, watchdog
+from thinkfirst.core import config, hosts, profiling, runtime, watchdog
 from thinkfirst.launch import judging, recipes, restart
 from thinkfirst.rl import gate, guard, loop, pipeline, report, stages
 from thinkfirst.rl.data import source
@@ -30,6 +30,8 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string("workdir", "", "where the run is kept (default runs/<recipe>)", flag_values=line)
     flags.DEFINE_integer("max_steps", 0, "stop after this many steps of this call (0: no limit)", flag_values=line)
     flags.DEFINE_float("max_seconds", 0.0, "stop after this many seconds (0: no limit)", flag_values=line)
+    flags.DEFINE_string("profile_steps", "", "FIRST:STOP: profiles these steps (docs/profiling.md)", flag_values=line)
+    flags.DEFINE_integer("profile_server", 0, "port at which xprof may ask for a profile (0: none)", flag_values=line)
     flags.DEFINE_integer("restarts", 0, "start again after a crash, until so many got no further", flag_values=line)
     flags.DEFINE_float("hang_seconds", 1800.0, "end a step's part that takes longer (0: never)", flag_values=line)
     flags.DEFINE_integer("heartbeat_seconds", 60, "a host silent for so long is taken for dead", flag_values=line)
@@ -86,13 +88,16 @@ def _train(line: flags.FlagValues, connect: Callable[..., None] | None) -> int:
     chosen, workdir = _chosen(line)
     budget = runtime.Budget(max_steps=line.max_steps, max_seconds=line.max_seconds)
     runtime.split_cpu(chosen.cpu_devices)
-    runtime.use_compile_cache()
+    steps = profiling.parse_steps(line.profile_steps)
+    profiling.check_port(line.profile_server)
+    runtime.use_compile_cache(scopes=bool(steps))
     watchdog.start(budget, line.hang_seconds)
     problems = source.make(chosen.data, chosen.seed)
     with judging.judge(needed=problems.runs_code) as judge:  # before anything of JAX starts
         if connect is not None:
             connect(line.coordinator, line.num_processes, line.process, heartbeat_seconds=line.heartbeat_seconds)
-        return _run(chosen, workdir, budget, problems=problems, judge=judge)
+        profiling.serve(line.profile_server)
+        return _run(chosen, workdir, budget, problems=problems, judge=judge, profiled=profiling.Window(workdir, steps))
 
 
 def _run(
@@ -102,17 +107,20 @@ def _run(
     *,
     problems: source.Source,
     judge: code.Judge | None,
+    profiled: profiling.Window,
 ) -> int:
     """The exit status of the run itself."""
     print(f"recipe {chosen.recipe}, seed {chosen.seed}: reads {_inputs(chosen)}; writes {workdir}/", flush=True)
     for note in chosen.notes:
         print("  " + note.format(slip_share=chosen.data.slip_share))
     try:
-        results = pipeline.run(chosen, workdir, budget, problems=problems, judge=judge)
+        results = pipeline.run(chosen, workdir, budget, problems=problems, judge=judge, profiled=profiled)
     except loop.OutOfBudget:
         why = "told to end" if budget.preempted else "stopped as asked"
         print(f"{why}; the same command goes on from here ({workdir})", flush=True)
         return restart.PREEMPTED if budget.preempted else 0
+    finally:
+        profiled.end()
     if not hosts.is_first():
         return 0
     print("\n" + report.summary_table(results))

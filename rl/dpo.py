@@ -65,6 +65,7 @@ def make_step(
         )
         return Pairs(chosen, rejected)
 
+    @jax.named_scope("update")
     def step(adapter: lora.Adapter, opt_state: Any, params: gemma.Params, rows: Rows) -> Any:
         num_pairs = rows.chosen.tokens_BT.shape[0]
 

@@ -86,7 +86,8 @@ def make_step(
         logp_BT, entropy_BT = logprob(adapter, known.rows, entropy_gradient=config.entropy_bonus > 0)
         ref_logp_BT = jax.lax.stop_gradient(logp_BT)
         if config.beta > 0:
-            ref_logp_BT, _ = logprob(None, known.rows)
+            with jax.named_scope("score"):
+                ref_logp_BT, _ = logprob(None, known.rows)
         stored_logp_BT = jnp.asarray(known.old_logp_BT)
         own = config.correction != "none" and known.sampler_logp_BT is None
         tokens = objective.Tokens(
@@ -120,6 +121,7 @@ def make_step(
         _, entropy_BT = update.joined(_scored(model, params, adapter, parts, temperature))
         return entropy.top_share_floor(entropy_BT, update.joined(parts.rows).mask_BT, share=config.top_entropy)
 
+    @jax.named_scope("update")
     def step(
         adapter: lora.Adapter, opt_state: Any, params: gemma.Params, known: batch.Experience, temperature: jax.Array
     ) -> Any:
@@ -136,21 +138,21 @@ def make_step(
             value, terms = loss_of(tokens, totals)
             return value, (_sums(terms, tokens, config), checks)
 
-        with jax.named_scope("update"):
-            value, grads, (sums, checks) = update.accumulate(micro_loss, adapter, parts)
-            adapter, opt_state, metrics = update.take(
-                transform,
-                (adapter, opt_state),
-                grads,
-                value,
-                useful=((jnp.asarray(known.advantage_BT) != 0) & mask_BT).any(),
-                checks=jax.tree.map(jnp.all, checks),
-            )
+        value, grads, (sums, checks) = update.accumulate(micro_loss, adapter, parts)
+        adapter, opt_state, metrics = update.take(
+            transform,
+            (adapter, opt_state),
+            grads,
+            value,
+            useful=((jnp.asarray(known.advantage_BT) != 0) & mask_BT).any(),
+            checks=jax.tree.map(jnp.all, checks),
+        )
         return adapter, opt_state, {**metrics, **_means(sums)}
 
     return jax.jit(step, donate_argnums=(0, 1))
 
 
+@jax.named_scope("score")
 def _scored(
     model: gemma.Model, params: gemma.Params, adapter: lora.Adapter | None, parts: batch.Experience, temperature: Any
 ) -> tuple[Float[Array, "M B T"], Float[Array, "M B T"]]:

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkfirst.core import checkpoint, hosts, metrics, runtime
+from thinkfirst.core import checkpoint, hosts, metrics, profiling, runtime
 from thinkfirst.rl import guard, identity, stages
 
 State = Any  # a pytree: what the optimiser changes
@@ -93,10 +93,12 @@ def run(
     budget: runtime.Budget,
     keep: checkpoint.Keep | None = None,
     made_of: Mapping[str, str] | None = None,
+    profiled: profiling.Window = profiling.NOTHING,
 ) -> Finished:
     """Takes the stage from its newest sound checkpoint to its end; `first_step` steps were taken before the stage.
 
-    `keep` says which steps stay on disk, `made_of` what the state belongs to (rl/identity.py).
+    `keep` says which steps stay on disk, `made_of` what the state belongs to (rl/identity.py).  `profiled`
+    sees every step.
     """
     saved = checkpoint.Checkpoints(folder(workdir, stage), keep=keep)
     done, state, counters = _begin(saved, stage, state, num_tokens, made_of or {})
@@ -117,36 +119,39 @@ def run(
 
     try:
         for step in range(done + 1, stage.steps + 1):
-            budget.beat(f"{stage.name}: step {step}")
-            start = time.perf_counter()
-            try:
-                with jax.transfer_guard("disallow"):  # what moves between host and device says so
-                    state, row, completions = step_fn(state, step)
-            except runtime.Stopped as stopped:  # the state is still that of the step before
-                if step - 1 > on_disk:
-                    save(step - 1)
-                saved.wait(last=True)
-                raise OutOfBudget from stopped
-            elapsed = time.perf_counter() - start
-            counters.count(row, elapsed, _score(row))
-            place = {"step": first_step + step, "stage": stage.name, "kind": kind(stage), "stage_step": step}
-            speed = row.pop("tokens_of_step") / elapsed
-            fault = row.pop("fault", None)
-            rate = {"num_tokens": counters.num_tokens, "step_time": elapsed, "tokens_per_second": speed}
-            writer.completions([{**place, **completion} for completion in completions])
-            writer.scalars({**place, **row, **rate})
-            bar.set_postfix(_shown({**row, **rate}), refresh=False)
-            bar.update()
-            if fault:
-                saved.wait()
-                _report(workdir, stage, fault, place, counters.bad_steps)
-            budget.take()
-            out_of_budget = budget.spent()
-            if (step % stage.save_every == 0 and not fault) or step == stage.steps or out_of_budget:
-                save(step)
-                on_disk = step
-            if step % stage.save_every == 0:
-                counters.scores = []
+            with profiled.step(first_step + step):
+                budget.beat(f"{stage.name}: step {step}")
+                start = time.perf_counter()
+                try:
+                    with jax.transfer_guard("disallow"):  # what moves between host and device says so
+                        state, row, completions = step_fn(state, step)
+                except runtime.Stopped as stopped:  # the state is still that of the step before
+                    if step - 1 > on_disk:
+                        save(step - 1)
+                    saved.wait(last=True)
+                    raise OutOfBudget from stopped
+                elapsed = time.perf_counter() - start
+                counters.count(row, elapsed, _score(row))
+                place = {"step": first_step + step, "stage": stage.name, "kind": kind(stage), "stage_step": step}
+                speed = row.pop("tokens_of_step") / elapsed
+                fault = row.pop("fault", None)
+                rate = {"num_tokens": counters.num_tokens, "step_time": elapsed, "tokens_per_second": speed}
+                with profiling.phase("log"):
+                    writer.completions([{**place, **completion} for completion in completions])
+                    writer.scalars({**place, **row, **rate})
+                    bar.set_postfix(_shown({**row, **rate}), refresh=False)
+                    bar.update()
+                if fault:
+                    saved.wait()
+                    _report(workdir, stage, fault, place, counters.bad_steps)
+                budget.take()
+                out_of_budget = budget.spent()
+                if (step % stage.save_every == 0 and not fault) or step == stage.steps or out_of_budget:
+                    with profiling.phase("save"):
+                        save(step)
+                    on_disk = step
+                if step % stage.save_every == 0:
+                    counters.scores = []
             if out_of_budget and step < stage.steps:
                 saved.wait(last=True)
                 raise OutOfBudget
@@ -155,6 +160,7 @@ def run(
         bar.close()
         writer.close()
         saved.close()
+        profiled.close()
     return Finished(state, counters.seconds, counters.num_tokens)
 
 

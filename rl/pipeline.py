@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from thinkfirst.core import config as config_lib
-from thinkfirst.core import files, hosts, mesh, owner, runtime, sharding
+from thinkfirst.core import files, hosts, mesh, owner, profiling, runtime, sharding
 from thinkfirst.models import weights
 from thinkfirst.rl import (
     evaluate,
@@ -49,18 +49,20 @@ def run(
     *,
     problems: source.Source | None = None,
     judge: code.Judge | None = None,
+    profiled: profiling.Window = profiling.NOTHING,
 ) -> dict[str, Any]:
     """Runs or resumes the recipe; returns what final_results.json holds.  Raises loop.OutOfBudget when cut short.
 
     Every host of a run calls it; the first one owns the workdir and writes.  `problems` are those of `config.data`
     where the caller has read them already; `judge` runs the programs among the answers, and has to be given where there
-    are any.
+    are any.  `profiled` sees every step of a stage that trains.
     """
     hosts.check_same({"settings": config_lib.digest(config), "versions": runtime.versions()})
     with contextlib.ExitStack() as held:
         hosts.told(lambda: held.enter_context(owner.of(workdir)))
         try:
-            return _run(config, workdir, budget, problems or source.make(config.data, config.seed), judge)
+            problems = problems or source.make(config.data, config.seed)
+            return _run(config, workdir, budget, problems, judge, profiled=profiled)
         except runtime.Stopped as stopped:
             raise loop.OutOfBudget from stopped
 
@@ -71,6 +73,8 @@ def _run(
     budget: runtime.Budget,
     problems: source.Source,
     judge: code.Judge | None,
+    *,
+    profiled: profiling.Window,
 ) -> dict[str, Any]:
     budget.beat("loading")
     if problems.runs_code and judge is None:
@@ -108,6 +112,7 @@ def _run(
                     budget=budget,
                     keep=config.keep,
                     made_of=made_of,
+                    profiled=profiled,
                 )
                 _remember(workdir, progress, stage, stage.steps, done.seconds)
             _install(subject, stage, done.state)
@@ -247,18 +252,20 @@ def _training(
         advance = lambda state, rows: update(*state, rows)  # noqa: E731
 
     def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
-        pairs = _demonstrations(subject, stage, problems, step)
-        plan, row = packing.planned(
-            pairs,
-            packing.one_a_row(len(pairs), row_tokens=stage.num_tokens, room=stage.num_tokens - 1),
-            row_tokens=stage.row_tokens,
-            num_shards=mesh.num_row_shards(subject.mesh),
-            micro_batches=stage.micro_batches,
-        )
-        rows = packing.lay_out(pairs, plan)
+        with profiling.phase("data"):
+            pairs = _demonstrations(subject, stage, problems, step)
+            plan, row = packing.planned(
+                pairs,
+                packing.one_a_row(len(pairs), row_tokens=stage.num_tokens, room=stage.num_tokens - 1),
+                row_tokens=stage.row_tokens,
+                num_shards=mesh.num_row_shards(subject.mesh),
+                micro_batches=stage.micro_batches,
+            )
+            rows = packing.lay_out(pairs, plan)
         check(f"{stage.name}: update of step {step}")
-        *state, learned = advance(state, sharding.spread(rows, subject.mesh))
-        scalars, wrong = guard.split(jax.device_get(learned))
+        with profiling.phase("update"):
+            *state, learned = advance(state, sharding.spread(rows, subject.mesh))
+            scalars, wrong = guard.split(jax.device_get(learned))
         lengths = np.array([len(prompt) + len(completion) for prompt, completion in pairs])
         row |= {
             **scalars,

@@ -71,6 +71,7 @@ class Programs:
     def _advance(self, shape: scheduler.Shape) -> Any:
         rows, same = sharding.rows_spec(), sharding.replicated_spec()
 
+        @jax.named_scope("rollout")
         def advance(state: Any, policy: Any, queue: Any, ended_B: Any, call: Any) -> Any:
             self.compiles += 1  # when it is traced, that is
             params, adapter = policy
@@ -111,6 +112,7 @@ class Programs:
         return _state(caches, *[sharding.rows(self._mesh)] * 4)
 
 
+@jax.named_scope("timing")
 def _prefill_alone(
     model: gemma.Model, shape: scheduler.Shape, caches: scheduler.Caches, policy: Policy, call: scheduler.Call
 ) -> tuple[scheduler.Caches, Float[Array, "P D"]]:
@@ -122,6 +124,7 @@ def _prefill_alone(
     return dataclasses.replace(caches, resident=resident, filled=filled), hidden_PD
 
 
+@jax.named_scope("timing")
 def _decode_alone(
     model: gemma.Model, shape: scheduler.Shape, caches: scheduler.Caches, policy: Policy, call: scheduler.Call
 ) -> tuple[scheduler.Caches, Float[Array, "E D"]]:
@@ -141,6 +144,7 @@ def _decode_alone(
     return dataclasses.replace(caches, own=own), hidden_ED
 
 
+@jax.named_scope("timing")
 def _sample_alone(
     model: gemma.Model, shape: scheduler.Shape, caches: scheduler.Caches, policy: Policy, call: scheduler.Call
 ) -> tuple[scheduler.Caches, Int[Array, "E"]]:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from thinkfirst.core import metrics
+from thinkfirst.core import metrics, profiling
 from thinkfirst.rl import batch, curriculum, overlong, policy, refill, shares, stages
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import reward
@@ -67,8 +67,9 @@ class Sampler:
     def _round(self, step: int, clock: metrics.Clock, *, key: jax.Array, first: int, count: int) -> list[Group]:
         """Groups `first` to `first + count` of the step."""
         subject, stage = self.subject, self.stage
-        asked = draw(self.problems, stage, step, first=first, count=count)
-        prompts = subject.prompts(asked)
+        with profiling.phase("data"):
+            asked = draw(self.problems, stage, step, first=first, count=count)
+            prompts = subject.prompts(asked)
         with clock.phase("rollout"):
             engine = subject.engine(stage.max_new_tokens)
             pause = functools.partial(self.check, f"{stage.name}: rollout of step {step}")

@@ -148,6 +148,7 @@ class State:
     rollout: batch.Rollout
 
 
+@jax.named_scope("rollout")
 def empty(model: gemma.Model, shape: Shape) -> Caches:
     """Caches with nothing in them."""
     config, rooms = model.config, shape.rooms
@@ -158,6 +159,7 @@ def empty(model: gemma.Model, shape: Shape) -> Caches:
     )
 
 
+@jax.named_scope("rollout")
 def begin(caches: Caches, *, model: gemma.Model, shape: Shape) -> State:
     """Nothing started; the caches may hold anything finite."""
     zero, width, room = jnp.zeros(1, jnp.int32), model.config.width, shape.rooms.new

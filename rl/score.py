@@ -63,6 +63,7 @@ def batches(lengths: Sequence[int], multiple: int) -> Iterator[list[int]]:
             yield part + part[-1:] * (size - len(part))
 
 
+@jax.named_scope("score")
 def _logprobs(
     params: gemma.Params,
     adapter: lora.Adapter | None,

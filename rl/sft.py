@@ -60,6 +60,7 @@ def make_pretrain_step(
     return jax.jit(step, donate_argnums=(0, 1))
 
 
+@jax.named_scope("update")
 def _step(
     transform: optax.GradientTransformation,
     logprob: Callable[[Any, batch.Rows], jax.Array],

@@ -15,6 +15,7 @@ from thinkfirst.kernels.decode_attention import gpu, plans, reference, tpu
 Backend = Literal["auto", "reference", "tpu", "tpu_interpret", "gpu"]
 
 
+@jax.named_scope("decode_attention")
 def append_attention(
     query_BNH: Float[Array, "B N H"],
     new: tuple[Float[Array, "B K H"], Float[Array, "B K H"]],
@@ -38,6 +39,7 @@ def append_attention(
     return tpu.append_attention(query_BNH, new, ring, layer, position_B, interpret=interpret, **settings)
 
 
+@jax.named_scope("decode_attention")
 def grouped(
     query_BNH: Float[Array, "B N H"],
     new: tuple[Float[Array, "B K H"], Float[Array, "B K H"]],

@@ -6,6 +6,7 @@ queries and keys in where heads are whole pairs of lanes (256 wide), and leave i
 
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
@@ -18,6 +19,7 @@ from thinkfirst.kernels.flash_attention import window as window_kernel
 Backend = Literal["auto", "reference", "tpu", "tpu_interpret", "gpu"]
 
 
+@jax.named_scope("flash_attention")
 def attention(
     query_BTNH: Float[Array, "B T N H"],
     key_BTKH: Float[Array, "B T K H"],

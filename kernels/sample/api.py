@@ -11,6 +11,7 @@ from thinkfirst.kernels.sample import noise, reference, tpu
 from thinkfirst.kernels.token_logprob import reference as logprob_reference
 
 
+@jax.named_scope("sample")
 def sample(
     hidden_BD: Float[Array, "B D"],
     table_VD: Float[Array, "V D"],

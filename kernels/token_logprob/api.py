@@ -4,6 +4,7 @@ import functools
 import math
 from typing import Literal
 
+import jax
 from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels import placement
@@ -14,6 +15,7 @@ STREAMED_WORDS = 2**14  # from this vocabulary on, AUTO sweeps on a CPU too
 Backend = Literal["auto", "reference", "chunked", "tpu", "tpu_interpret", "gpu"]
 
 
+@jax.named_scope("token_logprob")
 def token_logprob(
     hidden_BTD: Float[Array, "B T D"],
     table_VD: Float[Array, "V D"],

@@ -38,6 +38,8 @@ GSM8K = json.dumps({"question": "Q", "answer": "so\n#### 1"})
         (["--recipe=demo", "--set", "checkpoint=nowhere"], "nowhere: no such folder"),
         (["--recipe=demo", "--set", "tokenizer=nowhere.model"], "nowhere.model: no such tokenizer file"),
         (["--recipe=demo", "--max_steps=-1"], "max_steps=-1"),
+        (["--recipe=demo", "--profile_steps=13:10"], "--profile_steps=13:10 must be FIRST:STOP"),
+        (["--recipe=demo", "--profile_server=70000"], "--profile_server=70000 is no port"),
         (["--recipe=demo", "--set", "stages.sft.batch_size=3"], "sft: a batch of 3 rows cannot be cut into"),
         (["--recipe=demo", "--set", "stages.grpo.row_tokens=100"], "grpo: row_tokens=100 must hold a sample of 112"),
         (["--recipe=show_work_random", "--set", "data.train=nowhere.jsonl"], "data.train=nowhere.jsonl: no such file"),
