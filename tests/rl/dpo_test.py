@@ -111,7 +111,7 @@ def test_a_step_descends_the_loss_written_out():
             total -= jax.nn.log_sigmoid(0.3 * (gains[0] - gains[1])) / 4
         return total
 
-    value, grads = jax.value_and_grad(written_out)(before)
+    value, grads = jax.jit(jax.value_and_grad(written_out))(before)
     assert wrong == ()
     tolerance.assert_close(np.float32(metrics["loss"]), value)
     jax.tree.map(lambda a, b, g: tolerance.assert_close(a, b - 0.5 * g), after, before, jax.device_get(grads))

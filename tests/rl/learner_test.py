@@ -272,10 +272,11 @@ def test_a_gradient_that_is_not_finite_makes_no_step():
 @pytest.mark.slow
 def test_gradient_is_that_of_the_formula():
     """One micro-batch against the loss written out with log_softmax over whole logits."""
+    drawn = samples()
 
     def written_out(trained):
         total = 0.0
-        for sample in samples():
+        for sample in drawn:
             ids, begin, logp = jnp.array([[*sample.prompt, *sample.completion]]), len(sample.prompt), {}
             for name, factors in (("policy", trained), ("reference", None)):
                 hidden = MODEL.hidden(PARAMS, ids, segment_BT=jnp.ones_like(ids), adapter=factors)
@@ -287,7 +288,7 @@ def test_gradient_is_that_of_the_formula():
                 total += (-gain + 0.1 * (jnp.exp(ref - mine) - (ref - mine) - 1)) / (len(sample.completion) * 8)
         return total
 
-    value, grads = jax.value_and_grad(written_out)(adapter())
+    value, grads = jax.jit(jax.value_and_grad(written_out))(adapter())
     changed, metrics = update(experience())
     tolerance.assert_close(metrics["loss"], value)
     assert gap(changed, jax.tree.map(lambda x, g: x - g, adapter(), grads)) < 2e-6
@@ -303,7 +304,7 @@ def test_the_stop_token_has_a_gradient():
         logp_BT, _ = learner.completion_logprob(MODEL, PARAMS, trained, rows)
         return jnp.where(last, logp_BT, 0.0).sum()
 
-    assert gap(jax.grad(total)(adapter()), jax.tree.map(jnp.zeros_like, adapter())) > 0
+    assert gap(jax.jit(jax.grad(total))(adapter()), jax.tree.map(jnp.zeros_like, adapter())) > 0
 
 
 def test_reference_is_the_base_with_the_adapter_off():
