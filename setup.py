@@ -36,6 +36,7 @@ setuptools.setup(
     install_requires=[
         "absl-py",
         "flax>=0.12.8",
+        "fsspec",  # workdirs at a URL; Orbax brings it along
         "grain",
         "jax>=0.10.2",
         "jaxlib",

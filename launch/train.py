@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 from absl import flags
 
-from thinkfirst.core import config, hosts, runtime, watchdog
+from thinkfirst.core import config, hosts, mirror, runtime, watchdog
 from thinkfirst.launch import judging, recipes, restart
 from thinkfirst.rl import gate, guard, loop, pipeline, report, stages
 from thinkfirst.rl.data import source
@@ -27,7 +27,8 @@ def define_flags() -> flags.FlagValues:
     line = flags.FlagValues()
     flags.DEFINE_string("recipe", None, "name of a function in launch/recipes.py", flag_values=line, required=True)
     flags.DEFINE_multi_string("set", [], "key=value: changes one setting; may be repeated", flag_values=line)
-    flags.DEFINE_string("workdir", "", "where the run is kept (default runs/<recipe>)", flag_values=line)
+    about = "where the run is kept: a folder, or a URL such as gs://bucket/run (default runs/<recipe>)"
+    flags.DEFINE_string("workdir", "", about, flag_values=line)
     flags.DEFINE_integer("max_steps", 0, "stop after this many steps of this call (0: no limit)", flag_values=line)
     flags.DEFINE_float("max_seconds", 0.0, "stop after this many seconds (0: no limit)", flag_values=line)
     flags.DEFINE_integer("restarts", 0, "start again after a crash, until so many got no further", flag_values=line)
@@ -70,8 +71,10 @@ def main(argv: list[str], *, connect: Callable[..., None] | None = None) -> int:
 
 
 def _chosen(line: flags.FlagValues) -> tuple[stages.RunConfig, pathlib.Path]:
-    """(the recipe as the flags change it, its workdir)."""
+    """(the recipe as the flags change it, its workdir on this machine)."""
     chosen = config.override(recipes.named(line.recipe), line.set)
+    if mirror.is_url(line.workdir):
+        return chosen, mirror.local_copy(line.workdir)
     return chosen, pathlib.Path(line.workdir or f"runs/{chosen.recipe}")
 
 
@@ -92,7 +95,8 @@ def _train(line: flags.FlagValues, connect: Callable[..., None] | None) -> int:
     with judging.judge(needed=problems.runs_code) as judge:  # before anything of JAX starts
         if connect is not None:
             connect(line.coordinator, line.num_processes, line.process, heartbeat_seconds=line.heartbeat_seconds)
-        return _run(chosen, workdir, budget, problems=problems, judge=judge)
+        copy = mirror.Mirror(line.workdir, workdir) if mirror.is_url(line.workdir) else None
+        return _run(chosen, workdir, budget, problems=problems, judge=judge, copy=copy)
 
 
 def _run(
@@ -102,13 +106,15 @@ def _run(
     *,
     problems: source.Source,
     judge: code.Judge | None,
+    copy: mirror.Mirror | None,
 ) -> int:
     """The exit status of the run itself."""
-    print(f"recipe {chosen.recipe}, seed {chosen.seed}: reads {_inputs(chosen)}; writes {workdir}/", flush=True)
+    place = f"{workdir}/" if copy is None else f"{workdir}/, copied to {copy.url}"
+    print(f"recipe {chosen.recipe}, seed {chosen.seed}: reads {_inputs(chosen)}; writes {place}", flush=True)
     for note in chosen.notes:
         print("  " + note.format(slip_share=chosen.data.slip_share))
     try:
-        results = pipeline.run(chosen, workdir, budget, problems=problems, judge=judge)
+        results = pipeline.run(chosen, workdir, budget, problems=problems, judge=judge, copy=copy)
     except loop.OutOfBudget:
         why = "told to end" if budget.preempted else "stopped as asked"
         print(f"{why}; the same command goes on from here ({workdir})", flush=True)
