@@ -44,6 +44,11 @@ def connect(coordinator: str = "", num_processes: int = 0, process: int = -1, *,
         watch = {"heartbeat_timeout_seconds": FOR_EVER}
         jax.config.update("jax_cpu_collectives_implementation", None)  # between processes: this is one
         jax.distributed.initialize(alone, 1, 0, coordinator_bind_address=alone, **watch)
+        if jax.process_count() > 1:  # the chips know of each other, the processes do not: each would take itself for all
+            raise ValueError(
+                f"this slice has {jax.process_count()} hosts, of which JAX found only this one: give every host "
+                "--coordinator=HOST:PORT, --num_processes and --process"
+            ) from error
 
 
 def preempted(poll: int) -> bool:
