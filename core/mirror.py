@@ -54,7 +54,7 @@ def local_copy(url: str) -> pathlib.Path:
     return pathlib.Path("runs", scheme, *parts)
 
 
-def bring(url: str, folder: pathlib.Path) -> int:
+def bring(url: str, folder: str | pathlib.Path) -> int:
     """Copies every file below a URL into a folder, such as a model into a worker's; returns how many there were."""
     with _told(url):
         store = _Store(url)
@@ -62,7 +62,7 @@ def bring(url: str, folder: pathlib.Path) -> int:
         if not names:
             raise ValueError(f"{url}: there is nothing")
         for name in names:
-            store.get(name, folder / name)
+            store.get(name, pathlib.Path(folder, name))
     return len(names)
 
 

@@ -70,7 +70,7 @@ def main(argv: list[str], *, connect: Callable[..., None] | None = None) -> int:
         return 2
 
 
-def _chosen(line: flags.FlagValues) -> tuple[stages.RunConfig, pathlib.Path]:
+def asked_for(line: flags.FlagValues) -> tuple[stages.RunConfig, pathlib.Path]:
     """(the recipe as the flags change it, its workdir on this machine)."""
     chosen = config.override(recipes.named(line.recipe), line.set)
     if mirror.is_url(line.workdir):
@@ -80,13 +80,13 @@ def _chosen(line: flags.FlagValues) -> tuple[stages.RunConfig, pathlib.Path]:
 
 def _supervised(line: flags.FlagValues, argv: list[str]) -> int:
     """The same command in a process of its own, started again after a crash."""
-    _, workdir = _chosen(line)
+    _, workdir = asked_for(line)
     command = [sys.executable, "-m", "thinkfirst.launch.train", *argv[1:], "--restarts=0"]
     return restart.supervise(command, fruitless=line.restarts, progress=lambda: restart.saved_in(workdir))
 
 
 def _train(line: flags.FlagValues, connect: Callable[..., None] | None) -> int:
-    chosen, workdir = _chosen(line)
+    chosen, workdir = asked_for(line)
     budget = runtime.Budget(max_steps=line.max_steps, max_seconds=line.max_seconds)
     runtime.split_cpu(chosen.cpu_devices)
     runtime.use_compile_cache()
