@@ -184,6 +184,23 @@ def test_compute_tells_every_worker_where_the_first_one_is(cloud, tmp_path):
     ]
 
 
+def test_processes_of_this_machine_go_through_the_same_steps(monkeypatch, cloud, tmp_path):
+    """With a stub for Python; real ones: tests/system/pod_test.py."""
+    monkeypatch.setattr(sys, "executable", str(cloud / "python"))
+    told = ["pod", "--target=local", "--name=mine", "--accelerator=cpu-8", "--hosts=2", "--", "--recipe=demo"]
+    assert pod.main([*told[:1], "--steps=create,copy,install,start,follow,collect", *told[1:], "--set", ODD]) == 0
+    kept = tmp_path / "runs" / "pods" / "mine"
+    for process in (0, 1):
+        check, (*ran, coordinator, number, which) = asked(kept / "hosts" / str(process))
+        assert check == ["-c", "import thinkfirst.launch.train"] and ran == run_of("--workdir=run")
+        assert coordinator.startswith("--coordinator=localhost:")
+        assert (number, which) == ("--num_processes=2", f"--process={process}")
+        assert (kept / f"log-{process}.txt").read_text() == "trained\n"
+    assert "device_count=4" in (kept / job.FOLDER / "worker.sh").read_text()
+    assert (kept / "run" / "config.json").is_file()
+    assert pod.main([*told[:1], "--steps=delete", *told[1:]]) == 0 and not (kept / "hosts").exists()
+
+
 def test_one_machine_of_compute_engine_needs_no_topology_of_its_own(capsys, cloud):
     flags = ["--accelerator=ct6e-standard-8t", "--topology=2x4"]
     shell = shell_of(capsys, line("compute", *flags))
