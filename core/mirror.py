@@ -233,11 +233,11 @@ def _told(url: str) -> Iterator[None]:
     """Whatever goes wrong on the way to a store is an OSError that names it."""
     try:
         yield
-    except (OSError, *_faults()) as error:
+    except _faults() as error:
         raise OSError(f"{url}: {str(error) or type(error).__name__}") from error
 
 
-def _faults() -> list[type[Exception]]:
-    """Those of _FAULTS whose packages are in use."""
+def _faults() -> tuple[type[Exception], ...]:
+    """OSError, and those of _FAULTS whose packages are in use."""
     loaded = [(sys.modules[module], name) for module, name in _FAULTS if module in sys.modules]
-    return [getattr(module, name) for module, name in loaded if hasattr(module, name)]
+    return (OSError, *(getattr(module, name) for module, name in loaded if hasattr(module, name)))

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import sys
+import types
 import uuid
 
 import jax.numpy as jnp
@@ -191,6 +193,21 @@ def test_a_url_has_a_place_here():
     for wrong in ("gs://", "://bucket", "gs://bucket/../run"):
         with pytest.raises(ValueError, match="not the URL of a folder"):
             mirror.local_copy(wrong)
+
+
+def test_what_a_store_raises_is_an_error_of_the_system_that_names_the_url(url, tmp_path, monkeypatch):
+    """gcsfs has errors that are no OSError: they count as failed saves too."""
+    module = types.ModuleType("gcsfs.retry")
+    module.HttpError = type("HttpError", (Exception,), {})
+    monkeypatch.setitem(sys.modules, "gcsfs.retry", module)
+    machine = Machine(tmp_path / "one", url).upto(1)
+
+    def busy(*_):
+        raise module.HttpError("429, slow down")
+
+    monkeypatch.setattr(mirror._Store, "write", busy)
+    with pytest.raises(OSError, match=r"2: the save failed: .*run: 429, slow down"):
+        machine.upto(2)
 
 
 def test_a_store_that_is_not_installed_names_the_extra(tmp_path):
