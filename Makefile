@@ -20,7 +20,7 @@ LAYERS := core kernels models rl launch
 READY := .venv/.ok
 TRITON := .venv/.triton-ok
 
-.PHONY: help demo demo-small demo-base pipelines ablate crash bench bench-kernels block-sizes bench-tunix tunix-env test quick lint types wheel-check build-file golden parity clean
+.PHONY: help demo demo-small demo-base pipelines ablate crash bench bench-kernels block-sizes bench-tunix tunix-env test quick lint types wheel wheel-check build-file golden parity clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo "make quick        lint and the tests that are not slow"
 	@echo "make crash        kill training at every point, 60 times, and compare (an hour; ARGS='life' for one of its lives)"
 	@echo "make lint | types | wheel-check    one of them"
+	@echo "make wheel        build dist/thinkfirst-*.whl, which thinkfirst-pod launches"
 	@echo "make build-file   write BUILD (Bazel) from the tree"
 	@echo "make golden       write the golden files anew, by transformers, PEFT and Tunix (installs them: 3 GB)"
 	@echo "make parity       compare with those that are installed, live (ARGS=--seed=5 for other weights)"
@@ -102,6 +103,10 @@ types: $(READY)
 
 wheel-check: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m house.wheel
+
+# What thinkfirst-pod copies to the workers of a slice.
+wheel: $(READY)
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
 build-file:
 	PYTHONPATH=tests $(PYTHON) -m house.write_build

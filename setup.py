@@ -11,7 +11,7 @@ LAYERS = ("core", "kernels", "models", "rl", "launch")
 # What CI compiles and interprets is what a GPU runs.  180 MB to download: of the targets only `make test` installs it.
 TRITON = "triton==3.6.0; sys_platform == 'linux'"
 # launch/NAME.py with a function `cli`; each becomes the command thinkfirst-NAME
-PROGRAMS = ("train", "evaluate", "generate", "score", "grade", "ablate", "export", "bench", "plan")
+PROGRAMS = ("train", "evaluate", "generate", "score", "grade", "ablate", "export", "bench", "plan", "pod")
 
 
 def packages() -> dict[str, str]:
@@ -36,6 +36,7 @@ setuptools.setup(
     install_requires=[
         "absl-py",
         "flax>=0.12.8",
+        "fsspec",  # workdirs at a URL; Orbax brings it along
         "grain",
         "jax>=0.10.2",
         "jaxlib",

@@ -19,6 +19,7 @@ import json
 import math
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -53,11 +54,21 @@ class Keep:
 
 
 class Checkpoints:
-    """Saved steps of one stage.  All processes call all of its methods alike."""
+    """Saved steps of one stage.  All processes call all of its methods alike.
 
-    def __init__(self, folder: str | pathlib.Path, *, keep: Keep | None = None) -> None:
+    `written` is called in the background by the first host when a step is on disk; its failure is that of the save.
+    """
+
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        *,
+        keep: Keep | None = None,
+        written: Callable[[], object] = lambda: None,
+    ) -> None:
         self._folder = pathlib.Path(folder).absolute()
         self._keep = keep or Keep()
+        self._written = written
         only_first = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="checkpoint"
         )
@@ -150,6 +161,7 @@ class Checkpoints:
         scores = {one: self._score(one) for one in self._on_disk()}
         for old in scores.keys() - self._keep.of(scores):
             self._drop(old)
+        self._written()
 
     def _drop(self, step: int) -> None:
         """Removes a step; its name goes first, so that no half of it is ever taken for a checkpoint."""

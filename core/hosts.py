@@ -30,6 +30,8 @@ def connect(coordinator: str = "", num_processes: int = 0, process: int = -1, *,
     if coordinator:
         if not 0 <= process < num_processes:
             raise ValueError(f"--process={process} must lie below --num_processes={num_processes}, and not below 0")
+        # With everything given there is nothing to detect: JAX would still ask a metadata server that may not be there.
+        watch["cluster_detection_method"] = "deactivate"
         jax.distributed.initialize(coordinator, num_processes, process, **watch)
         return
     try:
@@ -44,6 +46,11 @@ def connect(coordinator: str = "", num_processes: int = 0, process: int = -1, *,
         watch = {"heartbeat_timeout_seconds": FOR_EVER}
         jax.config.update("jax_cpu_collectives_implementation", None)  # between processes: this is one
         jax.distributed.initialize(alone, 1, 0, coordinator_bind_address=alone, **watch)
+        if jax.process_count() > 1:  # the chips found each other and the processes did not: each took itself for all
+            raise ValueError(
+                f"this slice has {jax.process_count()} hosts, of which JAX found only this one: give every host "
+                "--coordinator=HOST:PORT, --num_processes and --process"
+            ) from error
 
 
 def preempted(poll: int) -> bool:

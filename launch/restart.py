@@ -9,7 +9,6 @@ What a program says by its exit status:
 0, 1 and 2 are final: the same would happen again.  Whoever sends SIGTERM to the one that watches wants both to end.
 """
 
-import os
 import pathlib
 import signal
 import subprocess
@@ -63,7 +62,7 @@ def supervise(
 
 
 def saved_in(workdir: pathlib.Path) -> tuple[str, ...]:
-    """Names of what a run has saved: stages that ended, and steps of the one in hand."""
+    """What a run has saved: the stages that ended, and names of the steps of the one in hand."""
     progress = workdir / "progress.json"
     steps = [str(path) for path in workdir.glob("checkpoints/*/*") if path.name.isdigit()]
-    return (*sorted(steps), str(os.stat(progress).st_mtime_ns) if progress.is_file() else "")
+    return (*sorted(steps), progress.read_text() if progress.is_file() else "")

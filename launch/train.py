@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 from absl import flags
 
-from thinkfirst.core import config, hosts, profiling, runtime, watchdog
+from thinkfirst.core import config, hosts, mirror, profiling, runtime, watchdog
 from thinkfirst.launch import judging, recipes, restart
 from thinkfirst.rl import gate, guard, loop, pipeline, report, stages
 from thinkfirst.rl.data import source
@@ -27,7 +27,8 @@ def define_flags() -> flags.FlagValues:
     line = flags.FlagValues()
     flags.DEFINE_string("recipe", None, "name of a function in launch/recipes.py", flag_values=line, required=True)
     flags.DEFINE_multi_string("set", [], "key=value: changes one setting; may be repeated", flag_values=line)
-    flags.DEFINE_string("workdir", "", "where the run is kept (default runs/<recipe>)", flag_values=line)
+    about = "where the run is kept: a folder, or a URL such as gs://bucket/run (default runs/<recipe>)"
+    flags.DEFINE_string("workdir", "", about, flag_values=line)
     flags.DEFINE_integer("max_steps", 0, "stop after this many steps of this call (0: no limit)", flag_values=line)
     flags.DEFINE_float("max_seconds", 0.0, "stop after this many seconds (0: no limit)", flag_values=line)
     flags.DEFINE_string("profile_steps", "", "FIRST:STOP: profiles these steps (docs/profiling.md)", flag_values=line)
@@ -71,21 +72,23 @@ def main(argv: list[str], *, connect: Callable[..., None] | None = None) -> int:
         return 2
 
 
-def _chosen(line: flags.FlagValues) -> tuple[stages.RunConfig, pathlib.Path]:
-    """(the recipe as the flags change it, its workdir)."""
+def asked_for(line: flags.FlagValues) -> tuple[stages.RunConfig, pathlib.Path]:
+    """(the recipe as the flags change it, its workdir on this machine)."""
     chosen = config.override(recipes.named(line.recipe), line.set)
+    if mirror.is_url(line.workdir):
+        return chosen, mirror.local_copy(line.workdir)
     return chosen, pathlib.Path(line.workdir or f"runs/{chosen.recipe}")
 
 
 def _supervised(line: flags.FlagValues, argv: list[str]) -> int:
     """The same command in a process of its own, started again after a crash."""
-    _, workdir = _chosen(line)
+    _, workdir = asked_for(line)
     command = [sys.executable, "-m", "thinkfirst.launch.train", *argv[1:], "--restarts=0"]
     return restart.supervise(command, fruitless=line.restarts, progress=lambda: restart.saved_in(workdir))
 
 
 def _train(line: flags.FlagValues, connect: Callable[..., None] | None) -> int:
-    chosen, workdir = _chosen(line)
+    chosen, workdir = asked_for(line)
     budget = runtime.Budget(max_steps=line.max_steps, max_seconds=line.max_seconds)
     runtime.split_cpu(chosen.cpu_devices)
     steps = profiling.parse_steps(line.profile_steps)
@@ -97,7 +100,9 @@ def _train(line: flags.FlagValues, connect: Callable[..., None] | None) -> int:
         if connect is not None:
             connect(line.coordinator, line.num_processes, line.process, heartbeat_seconds=line.heartbeat_seconds)
         profiling.serve(line.profile_server)
-        return _run(chosen, workdir, budget, problems=problems, judge=judge, profiled=profiling.Window(workdir, steps))
+        copy = mirror.Mirror(line.workdir, workdir) if mirror.is_url(line.workdir) else None
+        profiled = profiling.Window(workdir, steps)
+        return _run(chosen, workdir, budget, problems=problems, judge=judge, copy=copy, profiled=profiled)
 
 
 def _run(
@@ -107,14 +112,16 @@ def _run(
     *,
     problems: source.Source,
     judge: code.Judge | None,
+    copy: mirror.Mirror | None,
     profiled: profiling.Window,
 ) -> int:
     """The exit status of the run itself."""
-    print(f"recipe {chosen.recipe}, seed {chosen.seed}: reads {_inputs(chosen)}; writes {workdir}/", flush=True)
+    place = f"{workdir}/" if copy is None else f"{workdir}/, copied to {copy.url}"
+    print(f"recipe {chosen.recipe}, seed {chosen.seed}: reads {_inputs(chosen)}; writes {place}", flush=True)
     for note in chosen.notes:
         print("  " + note.format(slip_share=chosen.data.slip_share))
     try:
-        results = pipeline.run(chosen, workdir, budget, problems=problems, judge=judge, profiled=profiled)
+        results = pipeline.run(chosen, workdir, budget, problems=problems, judge=judge, copy=copy, profiled=profiled)
     except loop.OutOfBudget:
         why = "told to end" if budget.preempted else "stopped as asked"
         print(f"{why}; the same command goes on from here ({workdir})", flush=True)

@@ -92,15 +92,16 @@ def run(
     num_tokens: int,
     budget: runtime.Budget,
     keep: checkpoint.Keep | None = None,
+    written: Callable[[], object] = lambda: None,
     made_of: Mapping[str, str] | None = None,
     profiled: profiling.Window = profiling.NOTHING,
 ) -> Finished:
     """Takes the stage from its newest sound checkpoint to its end; `first_step` steps were taken before the stage.
 
-    `keep` says which steps stay on disk, `made_of` what the state belongs to (rl/identity.py).  `profiled`
-    sees every step.
+    `keep` says which steps stay on disk, `made_of` what the state belongs to (rl/identity.py); `written` is called when
+    a step is on disk (core/checkpoint.py).  `profiled` sees every step.
     """
-    saved = checkpoint.Checkpoints(folder(workdir, stage), keep=keep)
+    saved = checkpoint.Checkpoints(folder(workdir, stage), keep=keep, written=written)
     done, state, counters = _begin(saved, stage, state, num_tokens, made_of or {})
     if done:
         where = f"step {first_step + done} ({done} of {stage.steps} of this stage)"

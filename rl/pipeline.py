@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from thinkfirst.core import config as config_lib
-from thinkfirst.core import files, hosts, mesh, owner, profiling, runtime, sharding
+from thinkfirst.core import files, hosts, mesh, mirror, owner, profiling, runtime, sharding
 from thinkfirst.models import weights
 from thinkfirst.rl import (
     evaluate,
@@ -49,22 +49,29 @@ def run(
     *,
     problems: source.Source | None = None,
     judge: code.Judge | None = None,
+    copy: mirror.Mirror | None = None,
     profiled: profiling.Window = profiling.NOTHING,
 ) -> dict[str, Any]:
     """Runs or resumes the recipe; returns what final_results.json holds.  Raises loop.OutOfBudget when cut short.
 
     Every host of a run calls it; the first one owns the workdir and writes.  `problems` are those of `config.data`
     where the caller has read them already; `judge` runs the programs among the answers, and has to be given where there
-    are any.  `profiled` sees every step of a stage that trains.
+    are any.  `copy` keeps what the workdir holds at a URL; `profiled` sees every step of a stage that trains.
     """
     hosts.check_same({"settings": config_lib.digest(config), "versions": runtime.versions()})
     with contextlib.ExitStack() as held:
         hosts.told(lambda: held.enter_context(owner.of(workdir)))
+        if copy is not None:
+            hosts.told(copy.fetch)
+        sent = copy.push if copy is not None else lambda: None
         try:
             problems = problems or source.make(config.data, config.seed)
-            return _run(config, workdir, budget, problems, judge, profiled=profiled)
+            return _run(config, workdir, budget, problems, judge, sent=sent, profiled=profiled)
         except runtime.Stopped as stopped:
             raise loop.OutOfBudget from stopped
+        except guard.TooManyBadSteps:
+            hosts.told(sent)  # their batches
+            raise
 
 
 def _run(
@@ -74,8 +81,10 @@ def _run(
     problems: source.Source,
     judge: code.Judge | None,
     *,
+    sent: Callable[[], None],
     profiled: profiling.Window,
 ) -> dict[str, Any]:
+    """`sent` copies what the workdir holds by now."""
     budget.beat("loading")
     if problems.runs_code and judge is None:
         raise ValueError("some of these problems are answered by programs, and nobody is there to run them")
@@ -87,6 +96,7 @@ def _run(
     made_of |= {f"data of {name}": found.fingerprint() for name, found in given.items()}
     hosts.check_same(made_of)
     hosts.told(lambda: claim(config, workdir))
+    hosts.told(sent)
     progress = hosts.told(lambda: _read_progress(workdir))
     standing = standing_lib.Standing()
     first_step = num_tokens = 0
@@ -111,10 +121,11 @@ def _run(
                     num_tokens=num_tokens,
                     budget=budget,
                     keep=config.keep,
+                    written=sent,
                     made_of=made_of,
                     profiled=profiled,
                 )
-                _remember(workdir, progress, stage, stage.steps, done.seconds)
+                _remember(workdir, progress, stage, done.seconds, sent=sent)
             _install(subject, stage, done.state)
             first_step, num_tokens = first_step + stage.steps, done.num_tokens
             continue
@@ -130,9 +141,11 @@ def _run(
             elif not isinstance(stage, stages.Merge):
                 key = jax.random.key(config.seed)
                 _look(subject, stage, problems, progress, key=key, judge=judge, check=budget.check)
-            _remember(workdir, progress, stage, 0, time.perf_counter() - start)
+            _remember(workdir, progress, stage, time.perf_counter() - start, sent=sent)
         standing.passed(subject, stage, progress)
-    return _results(config, subject, progress, workdir)
+    results = _results(config, subject, progress, workdir)
+    hosts.told(sent)
+    return results
 
 
 def restore(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: loading.Dtype = "") -> policy.Policy:
@@ -348,11 +361,18 @@ def _read_progress(workdir: pathlib.Path) -> standing_lib.Progress:
 
 
 def _remember(
-    workdir: pathlib.Path, progress: standing_lib.Progress, stage: stages.Stage, steps: int, seconds: float
+    workdir: pathlib.Path,
+    progress: standing_lib.Progress,
+    stage: stages.Stage,
+    seconds: float,
+    *,
+    sent: Callable[[], None],
 ) -> None:
+    steps = stage.steps if isinstance(stage, stages.Pretrain | stages.Sft | stages.Grpo) else 0
     progress["stages"].append({"name": stage.name, "kind": loop.kind(stage), "steps": steps, "seconds": seconds})
     if hosts.is_first():
         files.write_text(workdir / "progress.json", json.dumps(progress, indent=1) + "\n")
+    hosts.told(sent)
 
 
 def _results(

@@ -47,6 +47,25 @@ def test_a_process_that_is_not_among_the_processes_is_refused():
         hosts.connect("localhost:1", 2, 2)
 
 
+def test_a_slice_whose_hosts_were_not_found_is_no_machine_of_its_own(monkeypatch):
+    """libtpu joins the chips of all hosts by itself; JAX's own service knew of none."""
+    tried = []
+
+    def initialize(*arguments, **_):
+        tried.append(arguments)
+        if len(tried) == 1:
+            raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ValueError, match="this slice has 4 hosts, of which JAX found only this one: give every host"):
+        hosts.connect()
+    assert len(tried) == 2
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    tried.clear()
+    hosts.connect()
+
+
 def test_what_is_fetched_is_a_copy_and_comes_back_as_it_lay():
     layout = sharding.rows(mesh.make(mesh.MeshConfig(data=4, fsdp=2)))
     device = {"x": jax.device_put(jnp.arange(16.0), layout), "n": jnp.int32(3)}
