@@ -20,7 +20,7 @@ LAYERS := core kernels models rl launch
 READY := .venv/.ok
 TRITON := .venv/.triton-ok
 
-.PHONY: help demo demo-small demo-base pipelines ablate crash bench bench-kernels block-sizes bench-tunix tunix-env test quick lint types wheel wheel-check build-file golden parity clean
+.PHONY: help demo demo-small demo-base pipelines ablate crash bench bench-kernels block-sizes bench-tunix tunix-env test test-long quick lint types wheel wheel-check build-file golden parity clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,7 +33,7 @@ help:
 	@echo "make bench-kernels    estimated TPU cycles of the kernels and their peers (no TPU needed; CHIPS='v5e v5p v6e')"
 	@echo "make block-sizes  try the kernels' block sizes for those chips, and write the best into kernels/block_sizes"
 	@echo "make bench-tunix  rollouts of Tunix and ours in turn, or SUITE=step: whole steps (make tunix-env installs it: 3 GB)"
-	@echo "make test         lint, types, wheel-check and every test"
+	@echo "make test         lint, types, wheel-check and the tests (15 minutes); make test-long: those that take longest"
 	@echo "make quick        lint and the tests that are not slow"
 	@echo "make crash        kill training at every point, 60 times, and compare (an hour; ARGS='life' for one of its lives)"
 	@echo "make lint | types | wheel-check    one of them"
@@ -81,7 +81,10 @@ bench-tunix: $(READY)
 tunix-env: .build/oracle_tunix/.ok
 
 test: $(TRITON) lint types wheel-check
-	$(BIN)/pytest -n $(JOBS) $(ARGS)
+	$(BIN)/pytest -n $(JOBS) -m "not long" $(ARGS)
+
+test-long: $(TRITON)
+	$(BIN)/pytest -n $(JOBS) -m long $(ARGS)
 
 # Compiled programs are kept: nearly every start of the program takes the same ones.
 crash: $(READY)
@@ -90,7 +93,7 @@ crash: $(READY)
 	$(BIN)/pytest tests/crash/hosts_long.py
 
 quick: lint
-	$(BIN)/pytest -n $(JOBS) -m "not slow" $(ARGS)
+	$(BIN)/pytest -n $(JOBS) -m "not slow and not long" $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

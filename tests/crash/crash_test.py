@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from crash import harness
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 def test_what_is_killed_comes_to_the_same(tmp_path):

@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused():
         causal.attention(*(x.astype(jnp.float16) for x in inputs), segment, scale=1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="left out: the real TPU compiler; install libtpu")
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x4", "v5p:2x2x1", "v6e:2x4"])
 @pytest.mark.parametrize("shape", ["GEMMA_3_1B", "GEMMA_2_2B"])

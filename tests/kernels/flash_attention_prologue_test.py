@@ -86,7 +86,7 @@ def test_a_text_shorter_than_a_tile(kind, capfd):
     check(kind, drawn(63, 2, 1), packed(40, 23), capfd, window=30)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["window", "causal"])
 @pytest.mark.parametrize(
     ("lengths", "heads", "groups", "span", "soft_cap", "normed"),
@@ -153,7 +153,7 @@ def compiled(chip, function, shapes, monkeypatch):
     return slices.compiled(TOPOLOGIES[chip], function, shapes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("chip", list(TOPOLOGIES))
 @pytest.mark.parametrize("shape", ["window", "GEMMA_3_1B", "GEMMA_2_2B"])
 def test_compiles_for_a_tpu(chip, shape, monkeypatch):
@@ -166,7 +166,7 @@ def test_compiles_for_a_tpu(chip, shape, monkeypatch):
     assert compiled(chip, *case, monkeypatch).memory_analysis().temp_size_in_bytes <= 20 * 2**20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("chip", "length", "heads", "groups", "span", "dtype"),
     [

@@ -64,7 +64,7 @@ def test_one_tile(capfd, *, length, window, soft_cap, heads, groups, segments):
 
 
 # 257 tokens are 3 blocks of one tile, 600 are 5 of one, 512 and 1,000 are 2 and 4 of two: these are float32.
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("length", "window", "soft_cap", "heads", "groups", "segments"),
     [
@@ -127,7 +127,7 @@ def test_compiles_for_gemma_3_1b(chip, monkeypatch):
     slices.compiled(TOPOLOGIES[chip], *cases_window.forward_and_backward())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("chip", "length", "heads", "groups", "width", "span", "soft_cap", "dtype"),
     [

@@ -164,7 +164,7 @@ CHIPS = pytest.mark.parametrize(
 
 
 @compiles
-@pytest.mark.slow
+@pytest.mark.long
 @CHIPS
 def test_whole_blocks_of_gemma2_2b_compile_for(monkeypatch, topology, vmem):
     monkeypatch.setattr(tpu, "COMPILED_VMEM_BYTES", vmem * 2**20)

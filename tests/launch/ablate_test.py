@@ -30,7 +30,7 @@ def test_bad_input(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_training_runs_are_made_once_and_compared(tmp_path, capsys):
     line = ["ablate", "--train", "--seeds=3", f"--workdir={tmp_path}", *(f"--set={pair}" for pair in TINY)]

@@ -46,7 +46,7 @@ def test_the_page_shows_what_is_written_down():
     assert bench_report.render(GOLDEN) in page, "docs/kernels.md and the golden cycles differ: run `make bench-kernels`"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @figures
 def test_cycles_have_not_moved(golden):
     if importlib.util.find_spec("libtpu") is None:

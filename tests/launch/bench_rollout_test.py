@@ -155,7 +155,7 @@ def test_without_its_environment_the_peer_is_left_out_and_ours_is_timed(small, m
     assert "tunix_rollout is left out: there is no" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_our_side_runs_the_engine(small, capsys):
     figures = bench_rollout.run(1, None)
     assert [row["case"] for row in figures] == ["equal_lengths", "long_tail"]

@@ -139,7 +139,7 @@ def test_a_case_that_there_is_none_of_is_refused(pretended, capsys):
     assert "no case 'short_tail'; there are long_tail" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_our_side_takes_the_trainers_step(small):
     ours, seconds = bench_step.Ours(bench_rollout.parameters()), []
     run = ours.side(CASE, seconds)((16, 1))

@@ -64,6 +64,7 @@ def completion(tmp_path, monkeypatch, workdir):
     return run
 
 
+@pytest.mark.long
 def test_a_run_is_the_same_model_in_every_form(workdir, completion, tmp_path):
     expected = completion(f"--workdir={workdir}")
     assert expected != completion(f"--checkpoint={recipes.DEMO_BASE}"), "the run changed nothing: this shows nothing"

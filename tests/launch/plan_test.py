@@ -11,7 +11,7 @@ from thinkfirst.models import config
 KEYS = {"programs", "fits", "largest_micro_batch_rows_per_device", "step_seconds_estimate", "hours_estimate"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)  # the TPU compiler takes its time
 def test_a_tiny_recipe_is_planned(tmp_path, capsys):
     out = tmp_path / "plan.json"

@@ -91,7 +91,7 @@ def descended(micro_batches=1, params=PARAMS, steps=1):
     return before, jax.device_get(state[0]), guard.split(jax.device_get(metrics))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_descends_the_loss_written_out():
     before, after, (metrics, wrong) = descended()
 
@@ -117,7 +117,7 @@ def test_a_step_descends_the_loss_written_out():
     jax.tree.map(lambda a, b, g: tolerance.assert_close(a, b - 0.5 * g), after, before, jax.device_get(grads))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_micro_batches_change_no_step_and_steps_rank_the_pairs():
     (_, whole, (metrics, _)), (_, parts, (cut, _)) = descended(), descended(micro_batches=2)
     jax.tree.map(tolerance.assert_close, parts, whole)

@@ -99,7 +99,7 @@ def test_micro_batches_and_remat_change_nothing(cut):
         tolerance.assert_close(parts[1][name], value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [
@@ -134,7 +134,7 @@ def test_a_correction_takes_the_learners_own_policy_for_the_old_one():
     tolerance.assert_close(metrics["policy_loss"], np.float32(-1.5 * mean))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_old_log_probs_stay_while_the_policy_moves():
     """With the sampler's beside them, the stored ones are what the trust region and the correction are about."""
     rows = experience()
@@ -202,7 +202,7 @@ def row_by_row():
     return taken(experience(), micro_batches=8)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("data", "fsdp", "tensor", "micro_batches", "packs"),
     [
@@ -245,7 +245,7 @@ def ignoring(name, monkeypatch):
         monkeypatch.setattr(loss, "sequence_mean_weight", own)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["segments", "lengths", "totals"])
 def test_the_comparison_notices_what_packing_must_not_be(name, monkeypatch):
     plan = packed(1, 2)
@@ -269,7 +269,7 @@ def test_a_gradient_that_is_not_finite_makes_no_step():
     assert metrics["skipped"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradient_is_that_of_the_formula():
     """One micro-batch against the loss written out with log_softmax over whole logits."""
     drawn = samples()

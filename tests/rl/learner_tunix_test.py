@@ -56,6 +56,7 @@ def params(model):
     return tunix_names.params(model, {f"transformer/{name}": np.asarray(array) for name, array in drawn.items()})
 
 
+@pytest.mark.long
 def test_reference_log_probs(golden):
     """Of the rows without a padding token in the middle: Tunix masks it there, and we know no such thing."""
     prompt_BT, completion_BT = golden["prompt_ids"], golden["completion_ids"]

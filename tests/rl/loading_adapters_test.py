@@ -60,6 +60,7 @@ def test_folders_are_set_on_the_command_line():
     assert (recipe().adapters, recipe().stages[0].lora.start) == ((), "")
 
 
+@pytest.mark.long
 def test_the_adapters_of_a_run_are_merged_into_its_base(plain, folders, tmp_path):
     first, second = folders
     subject = loading.from_config(recipe(f"adapters={first},{second}"), tmp_path)
@@ -102,7 +103,7 @@ def test_a_folder_that_is_not_there_is_named(plain, tmp_path):
         plain.fresh_adapter(stages.LoraConfig(start="nowhere"), jax.random.key(0))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_trains_on_from_a_folder_and_resumes(folders, tmp_path):
     """The first adapter in the base, the second trained on: it moves, on its own projections, and is read back."""
     settings = recipe(f"adapters={folders[0]}", f"stages.sft.lora.start={folders[1]}")

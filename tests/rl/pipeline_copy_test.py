@@ -10,7 +10,7 @@ from thinkfirst.launch import recipes, show_work
 from thinkfirst.rl import curriculum, loop, optimizer, pipeline, stages
 from thinkfirst.rl.data import source
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 CLOCKS = ("step_time", "tokens_per_second", "time/", "rollout/time/", "rollout/tokens_per_second", "rollout/compiles")
 

@@ -11,7 +11,7 @@ from thinkfirst.launch import recipes
 from thinkfirst.rl import evaluate, loop, optimizer, pipeline, stages
 from thinkfirst.rl.data import source
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 
 def recipe(rate):

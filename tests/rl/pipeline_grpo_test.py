@@ -15,7 +15,7 @@ from thinkfirst.rl import curriculum, guard, loading, loop, objective, optimizer
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import trace
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 CLOCKS = ("step_time", "tokens_per_second", "rollout/tokens_per_second", "rollout/compiles")
 

@@ -6,7 +6,7 @@ What else may happen to several hosts: tests/crash/hosts_long.py.
 import pytest
 from system import hosts_runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 def test_sigterm_to_one_host_stops_both_at_one_step_and_the_rest_equals_one_process(tmp_path):

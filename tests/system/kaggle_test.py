@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 NOTEBOOK = pathlib.Path(__file__).resolve().parents[2] / "docs" / "kaggle.ipynb"
 SMALL = {

@@ -33,7 +33,7 @@ def trained(*, num_layers, base_dtype="stored"):
     return stage, plan_programs.trained(shape, slices.layout("v5e:2x4"), stage)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)  # the TPU compiler takes its time
 def test_a_row_takes_little_memory(quick_compiler):
     stage, subject = trained(num_layers=LAYERS)
@@ -46,7 +46,7 @@ def test_a_row_takes_little_memory(quick_compiler):
     assert found.argument_bytes < 1e9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_at_sixteen_rows_little_is_computed_again():
     stage, subject = trained(num_layers=26)
 
@@ -57,7 +57,7 @@ def test_at_sixteen_rows_little_is_computed_again():
     assert count("gate") < 1.15 * count("none")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)  # the TPU compiler takes its time
 @pytest.mark.parametrize(("base_dtype", "bits"), [("int8", 8), ("int4", 4.5)])
 def test_a_base_of_integers_takes_its_bits_and_no_copy(quick_compiler, base_dtype, bits):

@@ -68,7 +68,7 @@ def relative(found, expected):
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "base_dtype"), BOUNDS)
 def test_errors_are_what_docs_numerics_states(dtype, base_dtype):
     (logp, gradient), (exact_logp, exact_gradient) = measured(dtype, base_dtype), measured("float32", "stored")

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 SMALL = ("data.held_out=4", "stages.evaluate_base.samples=1", "stages.evaluate_base.max_new_tokens=8")
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 WORKER = pathlib.Path(__file__).with_name("rollout_worker.py")
 
 

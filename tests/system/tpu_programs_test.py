@@ -36,7 +36,7 @@ def largest(text):
     return max(int(np.prod([int(size) for size in shape.split(",")])) for shape in shapes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("make", "shape"), [(config.gemma3_1b, "rows"), (config.gemma2_2b, "both")])
 def test_the_grpo_step_takes_the_kernels(make, shape):
     devices = slices.layout("v5e:2x4", **MESHES[shape])
@@ -67,7 +67,7 @@ def per_device(tree):
     return int(sum(sizes))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("topology", "memory", "make", "lanes"),
     [
@@ -93,7 +93,7 @@ def test_the_engine_fits_takes_the_kernels_and_keeps_no_logits(topology, memory,
     assert needed < 0.97 * memory * GIB
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_logits_are_kept_where_tokens_may_be_dropped():
     """So the test above would see them."""
     few = dataclasses.replace(config.gemma3_1b(), num_layers=1, pattern=("local",))

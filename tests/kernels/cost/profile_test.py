@@ -123,7 +123,7 @@ def test_a_large_block_spills_and_a_small_one_does_not(chip):
 
 
 @needs_libtpu
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["matmul_pallas", "matmul_xla"])
 def test_estimates_agree_with_published_timings(case):
     """JAX's guide to Pallas matmuls, v5e, 4096^3: seconds of a call less 0.11 ms, which is what any call took there."""
