@@ -70,7 +70,7 @@ def straight(tmp_path_factory):
     return workdir, pipeline.run(recipe(), workdir, runtime.Budget())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_equals_an_uninterrupted_one(straight, tmp_path):
     """One step a call: metrics, completions, adapter and evaluations are the same, bit for bit."""
     for _ in range(4):
@@ -85,7 +85,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(straight, tmp_path):
     assert results["evaluations"] == expected["evaluations"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_between_log_and_save_repeats_the_step_once(straight, tmp_path):
     """GRPO saves after steps 2 and 3; rows of a step that was lost are written again, not twice."""
     config = recipe()
@@ -99,7 +99,7 @@ def test_a_run_killed_between_log_and_save_repeats_the_step_once(straight, tmp_p
     assert rows(tmp_path, "completions.jsonl") == rows(straight[0], "completions.jsonl")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_workdir_holds(straight):
     workdir, results = straight
     written = json.loads((workdir / "final_results.json").read_text())
@@ -122,7 +122,7 @@ def test_what_a_workdir_holds(straight):
     assert len(rows(workdir, "completions.jsonl")) == 3 * 16
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_finished_run_is_not_repeated(straight):
     workdir, results = straight
     before = (workdir / "metrics.jsonl").read_text()
@@ -131,7 +131,7 @@ def test_a_finished_run_is_not_repeated(straight):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_settings_in_a_used_workdir_are_refused(straight):
     with pytest.raises(ValueError, match="seed: 0 -> 1"):
         pipeline.run(dataclasses.replace(recipe(), seed=1), straight[0], runtime.Budget())

@@ -36,7 +36,7 @@ def test_a_cpu_computes_nothing_again_unless_it_is_asked_to(setting, taken):
     assert remat_choice.settled(stage, subject) == taken
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)  # the TPU compiler takes its time
 def test_auto_gives_up_just_what_the_chip_has_no_room_for(monkeypatch, capsys):
     """With as much memory as a policy needs, that one is taken or one that computes less again."""

@@ -173,6 +173,7 @@ def test_a_sample_depends_on_nothing_but_its_key():
     assert sum(len({tuple(row) for row in group}) > 1 for group in groups) >= 3
 
 
+@pytest.mark.long
 def test_settings_compile_nothing_anew():
     """Batches of 3 and 4 prompts, limits and sampler settings change; the program does not."""
     used = engine(TINY, (1, 1, 1), lanes=4)

@@ -8,7 +8,7 @@ from thinkfirst.core import mesh
 from thinkfirst.models import config, gemma, kv_cache
 from thinkfirst.rl import batch, rollout
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 TINY = config.GemmaConfig(
     generation=3, vocab_size=32, num_layers=2, width=8, ff_width=8, num_heads=1, num_kv_heads=1, head_dim=8, window=16,
     pattern=("local", "global"), query_scalar=8, dtype="float32",

@@ -22,7 +22,7 @@ from thinkfirst.rl import batch, curriculum, learner, objective, optimizer, pack
 from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import parse, reward
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 GOLDEN = pathlib.Path(os.environ.get("THINKFIRST_GOLDEN", pathlib.Path(__file__).resolve().parents[1] / "golden"))
 SCALE = 3.0 / 2
 STOP = 2

@@ -58,6 +58,7 @@ def workdir(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+@pytest.mark.long
 def test_a_step_whose_reward_hangs_is_unknown_and_the_next_one_learns(workdir):
     pipeline.run(recipe("hangs_once"), workdir, runtime.Budget())
     first, second = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())

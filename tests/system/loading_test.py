@@ -18,7 +18,7 @@ import pytest
 from thinkfirst.core import files
 from thinkfirst.models import config, gemma, hf_config, hf_weights, tensor_file, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 WORKER = pathlib.Path(__file__).with_name("loading_worker.py")
 GIGABYTE = 10**9
 

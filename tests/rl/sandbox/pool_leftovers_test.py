@@ -28,7 +28,7 @@ def descriptors(pids):
     return {pid: sorted(os.listdir(f"/proc/{pid}/fd")) for pid in pids}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("layers", LAYERS, ids=["best", "no namespaces"])
 def test_a_thousand_jobs_leave_nothing_behind(layers, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
