@@ -5,7 +5,6 @@ recipe has them and the adapters of finished stages merged in again, in order.
 """
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 import time
@@ -13,10 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from thinkfirst.core import config as config_lib
-from thinkfirst.core import files, hosts, mesh, mirror, owner, profiling, runtime, sharding
+from thinkfirst.core import files, hosts, mesh, mirror, owner, profiling, runtime
 from thinkfirst.models import weights
 from thinkfirst.rl import (
     evaluate,
@@ -26,19 +24,13 @@ from thinkfirst.rl import (
     identity,
     loading,
     loop,
-    optimizer,
-    packing,
-    plan_programs,
     policy,
     reject,
-    remat_choice,
     report,
-    sft,
     stages,
-    trainer,
 )
 from thinkfirst.rl import standing as standing_lib
-from thinkfirst.rl.data import blend, mix, replay, source
+from thinkfirst.rl.data import source
 from thinkfirst.rl.rewards import code
 
 
@@ -88,10 +80,10 @@ def _run(
     budget.beat("loading")
     if problems.runs_code and judge is None:
         raise ValueError("some of these problems are answered by programs, and nobody is there to run them")
-    given = lessons(config)
+    given = training.lessons(config)
     subject = loading.from_config(config, workdir)
     for stage in config.stages:
-        _check_rows(stage, mesh.num_row_shards(subject.mesh), config.max_prompt_tokens)
+        training.check_rows(stage, mesh.num_row_shards(subject.mesh), config.max_prompt_tokens)
     made_of = identity.of(subject, problems)
     made_of |= {f"data of {name}": found.fingerprint() for name, found in given.items()}
     hosts.check_same(made_of)
@@ -107,11 +99,11 @@ def _run(
             budget.check(f"{stage.name}: beginning")
             standing.begins(subject)
             if finished:
-                state, _ = _initial(subject, stage, root)
+                state, _ = training.initial(subject, stage, root)
                 done = loop.restore(workdir, stage, state, stage.steps, made_of=made_of)
             else:
-                shown = _shown(stage, given.get(stage.name, problems), workdir, config.seed)
-                step_fn, state = _training(subject, stage, shown, root, judge=judge, check=budget.check)
+                shown = training.shown(stage, given.get(stage.name, problems), workdir, config.seed)
+                step_fn, state = training.make_step(subject, stage, shown, root, judge=judge, check=budget.check)
                 done = loop.run(
                     workdir,
                     stage,
@@ -126,7 +118,7 @@ def _run(
                     profiled=profiled,
                 )
                 _remember(workdir, progress, stage, done.seconds, sent=sent)
-            _install(subject, stage, done.state)
+            training.install(subject, stage, done.state)
             first_step, num_tokens = first_step + stage.steps, done.num_tokens
             continue
         budget.check(stage.name)
@@ -160,37 +152,11 @@ def restore(config: stages.RunConfig, workdir: pathlib.Path, *, dtype: loading.D
             standing.begins(subject)
             step = stage.steps if place < num_finished else loop.newest(workdir, stage)
             if step:
-                state, _ = _initial(subject, stage, _root(config, place))
-                _install(subject, stage, loop.restore(workdir, stage, state, step, made_of=made_of).state)
+                state, _ = training.initial(subject, stage, _root(config, place))
+                training.install(subject, stage, loop.restore(workdir, stage, state, step, made_of=made_of).state)
         elif place < num_finished:
             standing.passed(subject, stage, progress)
     return subject
-
-
-def lessons(config: stages.RunConfig) -> dict[str, source.Source]:
-    """By stage, what is imitated where that is not the run's own data."""
-    found = {}
-    for stage in config.stages:
-        if isinstance(stage, stages.Pretrain):
-            found[stage.name] = source.make(dataclasses.replace(config.data, kind=stage.data), config.seed)
-        elif isinstance(stage, stages.Distill):
-            data = dataclasses.replace(stage.data, folder=stage.data.folder or config.data.folder)
-            found[stage.name] = source.make(data, config.seed)
-    return found
-
-
-def _shown(stage: loop.TrainingStage, given: source.Source, workdir: pathlib.Path, seed: int) -> blend.Demonstrations:
-    """What the stage learns from: what it is given, with the traces it replays among them."""
-    if not (isinstance(stage, stages.Distill) and stage.replay):
-        return given
-    path = reject.traces(workdir, stage.replay)
-    kept = replay.parse(hosts.told(path.read_text), str(path))
-    if not kept:
-        raise ValueError(
-            f"{path}: {stage.replay} kept no trace for {stage.name} to replay; lower stages.{stage.replay}.least, or "
-            "teach the format first"
-        )
-    return blend.Blend(given, mix.endless(kept, seed), stage.replay_share)
 
 
 def claim(config: stages.RunConfig, workdir: pathlib.Path) -> None:
@@ -207,111 +173,6 @@ def claim(config: stages.RunConfig, workdir: pathlib.Path) -> None:
 def _root(config: stages.RunConfig, place: int) -> jax.Array:
     """The key of the stage at `place`."""
     return jax.random.fold_in(jax.random.key(config.seed), place)
-
-
-def _check_rows(stage: stages.Stage, num_shards: int, max_prompt_tokens: int) -> None:
-    """Raises unless rows can hold the samples of a stage that trains, and be spread over the mesh."""
-    if isinstance(stage, stages.Grpo):
-        rows, longest = stage.prompts * stage.group, max_prompt_tokens + stage.max_new_tokens
-    elif isinstance(stage, stages.Pretrain | stages.Sft):
-        rows, longest = stage.batch_size, stage.num_tokens
-    else:
-        return
-    parts = stage.micro_batches * num_shards
-    if rows % parts:
-        raise ValueError(f"{stage.name}: a batch of {rows} rows cannot be cut into {parts} equal parts")
-    if 0 < stage.row_tokens < longest:
-        raise ValueError(
-            f"{stage.name}: row_tokens={stage.row_tokens} must hold a sample of {longest} tokens; 0 packs nothing"
-        )
-
-
-def _initial(subject: policy.Policy, stage: loop.TrainingStage, root: jax.Array) -> tuple[Any, Any]:
-    """(state a training stage starts from, the optimiser's transform)."""
-    transform = optimizer.make(stage.optimizer, stages.num_updates(stage))
-    if isinstance(stage, stages.Pretrain):
-        trained: Any = subject.params
-    else:
-        key = jax.random.fold_in(root, 0) if isinstance(stage, stages.Grpo) else root
-        trained = subject.fresh_adapter(stage.lora, key)
-    return (trained, trainer.init_optimizer(transform, trained, subject)), transform
-
-
-def _training(
-    subject: policy.Policy,
-    stage: loop.TrainingStage,
-    problems: blend.Demonstrations,
-    root: jax.Array,
-    *,
-    judge: code.Judge | None,
-    check: Callable[[str], None],
-) -> tuple[loop.Step, Any]:
-    """(step function, initial state) of a training stage."""
-    initial, transform = _initial(subject, stage, root)
-    if not isinstance(stage, stages.Pretrain):
-        trained = plan_programs.Trained.at_work(subject, transform, initial)
-        remat = remat_choice.settled(stage, trained, prompt=subject.max_prompt_tokens)
-    if isinstance(stage, stages.Grpo):
-        assert isinstance(problems, source.Source)
-        settings: dict[str, Any] = {"remat": remat, "judge": judge, "check": check}
-        return trainer.make_grpo_step(subject, stage, problems, root, transform, **settings), initial
-    rates = optimizer.rates(stage.optimizer, stage.steps)
-    pretrains = isinstance(stage, stages.Pretrain)
-    if not pretrains:
-        update = sft.make_step(subject.model, transform, micro_batches=stage.micro_batches, remat=remat)
-        advance = lambda state, rows: update(*state, subject.params, rows)  # noqa: E731
-    else:
-        update = sft.make_pretrain_step(subject.model, transform, micro_batches=stage.micro_batches)
-        advance = lambda state, rows: update(*state, rows)  # noqa: E731
-
-    def step_fn(state: Any, step: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
-        with profiling.phase("data"):
-            pairs = _demonstrations(subject, stage, problems, step)
-            plan, row = packing.planned(
-                pairs,
-                packing.one_a_row(len(pairs), row_tokens=stage.num_tokens, room=stage.num_tokens - 1),
-                row_tokens=stage.row_tokens,
-                num_shards=mesh.num_row_shards(subject.mesh),
-                micro_batches=stage.micro_batches,
-            )
-            rows = packing.lay_out(pairs, plan)
-        check(f"{stage.name}: update of step {step}")
-        with profiling.phase("update"):
-            *state, learned = advance(state, sharding.spread(rows, subject.mesh))
-            scalars, wrong = guard.split(jax.device_get(learned))
-        lengths = np.array([len(prompt) + len(completion) for prompt, completion in pairs])
-        row |= {
-            **scalars,
-            "learning_rate": float(rates[step - 1]),
-            "dropped_rows": float((lengths == 0).mean()),
-            "tokens_of_step": int(lengths.sum()),
-        }
-        trained = {"params": state[0]} if pretrains else {"params": subject.params, "adapter": state[0]}
-        found = guard.fault(wrong, rows, trees={**trained, "optimizer": state[1]})
-        return tuple(state), {**row, "fault": found}, []
-
-    return step_fn, initial
-
-
-def _demonstrations(
-    subject: policy.Policy, stage: stages.Pretrain | stages.Sft, problems: blend.Demonstrations, step: int
-) -> list[packing.Pair]:
-    """Prompts and completions of the step; one that does not fit `num_tokens` is left empty."""
-    pairs: list[packing.Pair] = []
-    for index in range((step - 1) * stage.batch_size, step * stage.batch_size):
-        shown = problems.demonstration(index)
-        prompt = subject.tokenizer.prompt(shown.problem.question, subject.instruction)
-        completion = subject.tokenizer.completion(shown.completion)
-        pairs.append((prompt, completion) if len(prompt) + len(completion) <= stage.num_tokens else ([], []))
-    return pairs
-
-
-def _install(subject: policy.Policy, stage: loop.TrainingStage, state: Any) -> None:
-    """Makes what a stage trained the policy."""
-    if isinstance(stage, stages.Pretrain):
-        subject.params, subject.source = state[0], ""
-    else:
-        subject.adapter = state[0]
 
 
 def _look(
