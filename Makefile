@@ -63,7 +63,7 @@ bench: $(READY)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests/kernels
 	$(BIN)/python -m thinkfirst.launch.bench $(ARGS)
 
-# Writes the table of docs/kernels.md and what tests/launch/bench_kernels_golden_test.py holds the kernels to.
+# Writes the table of docs/kernels.md and what tests/launch/benchmarks/cycle_counts_golden_test.py holds the kernels to.
 bench-kernels: $(READY)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests/kernels
 	$(BIN)/python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=$(subst $(SPACE),$(COMMA),$(strip $(CHIPS))) \

@@ -19,16 +19,16 @@ from absl import flags
 from thinkfirst.core import files, runtime
 from thinkfirst.kernels import blocks, placement
 from thinkfirst.kernels.cost import chips, profile
-from thinkfirst.launch import (
-    bench_blocks,
-    bench_engine,
-    bench_gpu,
-    bench_kernels,
-    bench_logprob,
-    bench_peer,
-    bench_report,
-    bench_rollout,
-    bench_step,
+from thinkfirst.launch.benchmarks import (
+    block_sizes,
+    cycle_counts,
+    cycle_table,
+    engine,
+    gpu,
+    logprob,
+    peer_process,
+    rollouts,
+    steps,
 )
 
 
@@ -37,7 +37,7 @@ def define_flags() -> flags.FlagValues:
     line = flags.FlagValues()
     flags.DEFINE_enum("suite", "engine", ["engine", "kernels", "rollout", "step"], "what to measure", flag_values=line)
     flags.DEFINE_enum("peer", "", ["", "tunix"], "rollout, step: who takes turns with us", flag_values=line)
-    flags.DEFINE_string("peer_env", bench_peer.ENVIRONMENT, "rollout, step: the peer's environment", flag_values=line)
+    flags.DEFINE_string("peer_env", peer_process.ENVIRONMENT, "rollout, step: the peer's environment", flag_values=line)
     flags.DEFINE_integer("repeats", 5, "timed runs of each side", lower_bound=1, flag_values=line)
     flags.DEFINE_list("tpu_estimate", [], f"kernels: chips to count for: {', '.join(chips.CHIPS)}", flag_values=line)
     flags.DEFINE_list("cases", [], "kernels, step: the cases to measure (default: all)", flag_values=line)
@@ -70,29 +70,29 @@ def main(argv: list[str]) -> int:
 def _engine(line: flags.FlagValues) -> tuple[Any, int]:
     _reject(line, "tpu_estimate", "cases", "report", "search", "peer")
     runtime.split_cpu(2)
-    figures = {"engine": bench_engine.run(line.repeats), "token_logprob": bench_logprob.run(line.repeats)}
+    figures = {"engine": engine.run(line.repeats), "token_logprob": logprob.run(line.repeats)}
     return {**figures, "repeats": line.repeats, "versions": runtime.versions()}, 0
 
 
 def _rollout(line: flags.FlagValues) -> tuple[Any, int]:
     _reject(line, "tpu_estimate", "cases", "report", "search")
-    return _beside_peer(line, "tunix_rollout.py", bench_rollout.run), 0
+    return _beside_peer(line, "tunix_rollout.py", rollouts.run), 0
 
 
 def _step(line: flags.FlagValues) -> tuple[Any, int]:
     _reject(line, "tpu_estimate", "report", "search")
-    run = functools.partial(bench_step.run, cases=bench_step.named(line.cases))
+    run = functools.partial(steps.run, cases=steps.named(line.cases))
     return _beside_peer(line, "tunix_step.py", run), 0
 
 
-def _beside_peer(line: flags.FlagValues, script: str, run: Callable[[int, bench_peer.Peer | None], Any]) -> Any:
+def _beside_peer(line: flags.FlagValues, script: str, run: Callable[[int, peer_process.Peer | None], Any]) -> Any:
     """Figures of both, or of ours alone where no peer is asked for or its environment is not installed."""
     runtime.split_cpu(2)
     if not line.peer:
         return run(line.repeats, None)
     try:
-        peer = bench_peer.Peer(bench_peer.SCRIPTS / script, environment=line.peer_env)
-    except bench_peer.MissingError as error:
+        peer = peer_process.Peer(peer_process.SCRIPTS / script, environment=line.peer_env)
+    except peer_process.MissingError as error:
         print(error, file=sys.stderr)
         return run(line.repeats, None)
     with peer:
@@ -103,18 +103,18 @@ def _kernels(line: flags.FlagValues) -> tuple[Any, int]:
     _reject(line, "peer")
     if not line.tpu_estimate and placement.platform() == "gpu":
         _reject(line, "report", "search")
-        return bench_gpu.run(line.repeats, line.cases, peers=line.peers)
+        return gpu.run(line.repeats, line.cases, peers=line.peers)
     if not line.tpu_estimate:
         raise ValueError(f"--suite=kernels needs --tpu_estimate: {', '.join(chips.CHIPS)}; or a GPU")
     if line.search:
         _reject(line, "report")
-        return bench_blocks.search(line.tpu_estimate, line.cases, blocks.FOLDER)
+        return block_sizes.search(line.tpu_estimate, line.cases, blocks.FOLDER)
     report = pathlib.Path(line.report) if line.report else None
     if report:
-        bench_report.check(report)
-    figures, status = bench_kernels.run(line.tpu_estimate, line.cases, peers=line.peers)
+        cycle_table.check(report)
+    figures, status = cycle_counts.run(line.tpu_estimate, line.cases, peers=line.peers)
     if report:
-        bench_report.write(report, figures)
+        cycle_table.write(report, figures)
     return figures, status
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from thinkfirst.kernels.token_logprob import api
-from thinkfirst.launch import timing
+from thinkfirst.launch.benchmarks import timing
 
 TOKENS, VOCABULARY, WIDTH = 256, 262_144, 128
 GAP = 1e-4  # nats, or parts of the largest gradient; float32

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkfirst.core import mesh, sharding
-from thinkfirst.launch import timing
+from thinkfirst.launch.benchmarks import timing
 from thinkfirst.models import config, gemma, lora
 from thinkfirst.rl import batch, learner, objective, optimizer, packing, rollout
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from thinkfirst.core import mesh, runtime, sharding
-from thinkfirst.launch import bench_peer
+from thinkfirst.launch.benchmarks import peer_process
 from thinkfirst.models import config as model_config
 from thinkfirst.models import gemma, weights
 from thinkfirst.rl import batch, rollout
@@ -159,7 +159,7 @@ def request(case: Case, *, rows: int, temperature: float = 1.0, tokens: bool = F
     }
 
 
-def peer_side(peer: bench_peer.Peer, case: Case) -> Side:
+def peer_side(peer: peer_process.Peer, case: Case) -> Side:
     """Runs of the peer with the batch size it is fastest with, compiled."""
 
     def side(rows: int) -> Side:
@@ -186,7 +186,7 @@ def fastest(sides: dict[T, Side]) -> T:
     return min(found, key=lambda name: found[name].cpu_seconds)
 
 
-def check(ours: Ours, peer: bench_peer.Peer) -> None:
+def check(ours: Ours, peer: peer_process.Peer) -> None:
     """ValueError unless both write the same greedy tokens, and more than a few different ones."""
     limits = (CHECKED_TOKENS,) * CHECKED_PROMPTS
     case = Case("greedy", CHECKED_PROMPTS, 1, 2 * CHECKED_TOKENS, limits)
@@ -222,7 +222,7 @@ def figure(case: Case, medians: dict[str, Spent], versions: dict[str, Any]) -> d
     return {"case": case.name, "ours": ours, "peer": peer, "ratio": peer and ours / peer, "versions": versions}
 
 
-def run(repeats: int, peer: bench_peer.Peer | None) -> list[dict[str, Any]]:
+def run(repeats: int, peer: peer_process.Peer | None) -> list[dict[str, Any]]:
     """A figure for each case; ValueError, with nothing timed, if the two do not write the same."""
     params = parameters()
     ours, versions = Ours(params), {"ours": runtime.versions()}

@@ -1,6 +1,6 @@
 """Somebody else's program as a child process that stays alive: a JSON object a line each way.
 
-The peers are the scripts of launch/peers/; each runs in an environment of its own, so that ours never needs theirs.
+The peers are the scripts of peers/; each runs in an environment of its own, so that ours never needs theirs.
 """
 
 import json

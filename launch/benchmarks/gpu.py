@@ -19,7 +19,7 @@ from thinkfirst.core import runtime
 from thinkfirst.kernels.decode_attention import api as decode_attention
 from thinkfirst.kernels.flash_attention import api as flash_attention
 from thinkfirst.kernels.token_logprob import api as token_logprob
-from thinkfirst.launch import timing
+from thinkfirst.launch.benchmarks import timing
 
 OURS: Any = "gpu"  # the backend that is measured
 CALLS = 10

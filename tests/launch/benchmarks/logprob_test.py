@@ -3,30 +3,30 @@
 import jax.numpy as jnp
 import pytest
 
-from thinkfirst.launch import bench_logprob, timing
+from thinkfirst.launch.benchmarks import logprob, timing
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(bench_logprob, "TOKENS", 8)
-    monkeypatch.setattr(bench_logprob, "VOCABULARY", 512)
-    monkeypatch.setattr(bench_logprob, "WIDTH", 16)
+    monkeypatch.setattr(logprob, "TOKENS", 8)
+    monkeypatch.setattr(logprob, "VOCABULARY", 512)
+    monkeypatch.setattr(logprob, "WIDTH", 16)
 
 
 def test_both_sides_agree_and_are_measured(small):
-    found = bench_logprob.run(1)
+    found = logprob.run(1)
     assert set(found["median_seconds"]) == {"token_logprob", "plain logits"}
-    assert all(gap <= bench_logprob.GAP for gap in found["checks"].values())
+    assert all(gap <= logprob.GAP for gap in found["checks"].values())
     # logits and their gradient: at least [8, 512] float32
     assert found["temp_bytes"]["plain logits"] >= 8 * 512 * 4
 
 
 def test_nothing_is_timed_when_the_numbers_differ(small, monkeypatch):
-    right = bench_logprob.ours
-    monkeypatch.setattr(bench_logprob, "ours", lambda *operands: (right(*operands)[0] + 1e-3, right(*operands)[1]))
+    right = logprob.ours
+    monkeypatch.setattr(logprob, "ours", lambda *operands: (right(*operands)[0] + 1e-3, right(*operands)[1]))
     monkeypatch.setattr(timing, "alternate", lambda sides, repeats: pytest.fail("timed"))
     with pytest.raises(ValueError, match=r"log-prob: .* is over 0.0001; nothing is timed"):
-        bench_logprob.run(1)
+        logprob.run(1)
 
 
 def test_a_gap_that_is_no_number_is_no_small_gap():
