@@ -55,14 +55,6 @@ def cases() -> tuple[rollouts.Case, ...]:
     return short, dataclasses.replace(tail, num_prompts=4, limits=limits)
 
 
-def named(names: Sequence[str]) -> tuple[rollouts.Case, ...]:
-    """The cases of those names, all of them where there are none; ValueError for a name of no case."""
-    known = {case.name: case for case in cases()}
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"no case {unknown[0]!r}; there are {', '.join(known)}")
-    return tuple(known[name] for name in names or known)
-
-
 def share_of_even(ids: Sequence[int]) -> float:
     """The reward: peers/tunix_step.py has the same."""
     return sum(token % 2 == 0 for token in ids) / len(ids)
