@@ -103,6 +103,8 @@ def _check(line: flags.FlagValues) -> None:
         raise ValueError(f"--suite={unknown[0]}: there is {', '.join(TAKES)}")
     if not line.suite:
         raise ValueError(f"--suite names nothing: there is {', '.join(TAKES)}")
+    if line.cases and len(line.suite) > 1:
+        raise ValueError("--cases are those of one suite: name it by --suite")
     if "learning" in line.suite and len(line.suite) > 1:
         raise ValueError("--suite=learning takes hours and stands alone")
     for name in sorted(set.union(*TAKES.values())):

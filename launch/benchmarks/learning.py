@@ -3,8 +3,9 @@
 Both begin with the recipe's base after its SFT stage, and with a fresh adapter of one rank.  At every step both are
 given the same problems, sample as many completions of at most as many tokens, are paid by the same reward function
 (here, for both) and take one update with the same rate, clips and KL term.  Every few steps both answer the held-out
-problems, each by its own sampler, and are marked here; that takes no time of theirs.  Seconds of compilation are told
-apart from the others.  peers/tunix_learning.py says which of Tunix's ways are kept.
+problems, each by its own sampler, and are marked here; that takes no time of theirs, but for what Tunix compiles then
+and trains with later.  Seconds of compilation are told apart from the others.  peers/tunix_learning.py says which of
+Tunix's ways are kept; its LoRA starts from Qwix's own draw of factors, of the same rank.
 
 A run of a side with a seed is a file; one that is there is not run again.
 """
@@ -15,7 +16,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ from thinkfirst.rl import (
     learner,
     loading,
     marking,
+    objective,
     optimizer,
     packing,
     pipeline,
@@ -44,7 +46,7 @@ from thinkfirst.rl.data import source
 SCRIPT = "tunix_learning.py"
 SAMPLES = 4  # of every held-out problem, at the temperature of training
 LOGPROB = 1e-3  # nats between what the peer sampled from and what the same weights say here
-UPDATE_PARTS = 1  # micro-batches of a peer's step: it was fastest with one
+UPDATE_PARTS = 2  # micro-batches of a peer's step: of 1, 2 and 4 it took the least CPU time with two
 AVERAGES = {"sequence": "sequence-mean-token-mean", "token": "token-mean"}
 
 
@@ -88,6 +90,7 @@ class Taken(NamedTuple):
         )
 
 
+@runtime_checkable
 class Side(Protocol):
     """A training run that can be looked at between its steps."""
 
@@ -151,6 +154,7 @@ class Theirs:
         self._stage, self._subject, self._peer, self._seed = task.grpo, subject, peer, seed
         self._problems = source.make(task.config.data, seed)
         self._grade = grading.make(self._stage)
+        self._owed = 0.0  # seconds of compilation for training's own program, where an evaluation was first to ask
         asked = {
             "do": "load",
             "weights": subject.source,
@@ -176,11 +180,11 @@ class Theirs:
         totals = [float(graded.total or 0.0) for graded in self._grade(rows, step=number, phase=phase)]
         graded = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
         learnt = self._peer.ask({"do": "learn", "rewards": totals})
-        parts = (sampled, graded, learnt)
+        parts, owed, self._owed = (sampled, graded, learnt), self._owed, 0.0
         return Taken(
-            sum(part["seconds"] for part in parts),
+            owed + sum(part["seconds"] for part in parts),
             sum(part["cpu_seconds"] for part in parts),
-            timing.covered(tuple(span) for part in (sampled, learnt) for span in part["compiling"]),
+            owed + timing.covered(tuple(span) for part in (sampled, learnt) for span in part["compiling"]),
             sum(len(completion.spans) + completion.stopped for completion in completions),
             float(np.mean(totals)),
         )
@@ -189,7 +193,9 @@ class Theirs:
         """By Tunix's sampler."""
         prompts = batch.unpadded(self._subject.prompts(problems))
         rows = [prompt for prompt in prompts for _ in range(SAMPLES)]
-        return self._completions(self._peer.ask({"do": "evaluate", "prompts": rows, "seed": self._seed}))
+        found = self._peer.ask({"do": "evaluate", "prompts": rows, "seed": self._seed})
+        self._owed += timing.covered(map(tuple, found["compiling"]))
+        return self._completions(found)
 
     def _completions(self, sampled: dict[str, Any]) -> list[batch.Completion]:
         rows = arrays(sampled["tokens"], sampled["logp"], room=self._stage.max_new_tokens)
@@ -204,8 +210,18 @@ class Theirs:
 
 
 def settings(stage: stages.Grpo, seed: int, *, prompt_tokens: int) -> dict[str, Any]:
-    """The stage's as peers/tunix_learning.py takes them."""
-    adam = stage.optimizer
+    """The stage's as peers/tunix_learning.py takes them; ValueError for one that Tunix's side would pass over."""
+    adam, loss = stage.optimizer, stage.loss
+    passed_over = {
+        "num_iterations": stage.num_iterations > 1,
+        "refill_tokens": stage.refill_tokens,
+        "overlong": stage.overlong.buffer or stage.overlong.drop,
+        "advantage": stage.advantage != "grpo",
+        "top_k, top_p or min_p": (stage.top_k, stage.top_p, stage.min_p) != (0, 1.0, 0.0),
+        "loss": dataclasses.replace(loss, beta=0.03, clip_low=0.2, average="own") != objective.LossConfig(),
+    }
+    if odd := [name for name, value in passed_over.items() if value]:
+        raise ValueError(f"{stage.name}: its {odd[0]} is not what the peer's side has")
     if (average := stage.loss.averaging()) not in AVERAGES:
         raise ValueError(f"Tunix has no average {average!r} over the tokens of a batch")
     return {

@@ -131,25 +131,25 @@ class Ours:
         self._engines: dict[str, rollout.Engine] = {}  # by case
 
     def sampler(
-        self, case: Case, *, temperature: float = 1.0, lanes: int = LANES, shared: bool = True
+        self, case: Case, *, temperature: float = 1.0, lanes: int = 0, shared: bool = True
     ) -> Sampler:
-        """Rolls the case out, onto the host; without `shared` a prompt is prefilled for each of its samples."""
+        """Rolls the case out in so many lanes, 0 for LANES; without `shared` each sample prefills its prompt."""
         room = max(case.limits)
-        lanes_of_shard = lanes // mesh.num_row_shards(self._mesh)
-        engine = rollout.Engine(self._model, self._mesh, room=room, stop_ids=(), lanes=lanes_of_shard)
+        of_shard = max(1, (lanes or LANES) // mesh.num_row_shards(self._mesh))
+        engine = rollout.Engine(self._model, self._mesh, room=room, stop_ids=(), lanes=of_shard)
         sampling = batch.Sampling.of(temperature=temperature, max_new_tokens=room)
         sampling = dataclasses.replace(sampling, max_new_tokens=np.array(case.limits, np.int32))
         prompts, key, group = case.prompts(), jax.random.key(7), case.group
         if not shared:
             prompts, group = jax.tree.map(lambda x: np.repeat(x, case.group, axis=0), prompts), 1
-        if shared and lanes == LANES:
+        if shared and not lanes:
             self._engines[case.name] = engine
         return lambda: engine.sample(self._params, None, prompts, sampling, key, group=group)
 
-    def plain(self, case: Case, *, temperature: float = 1.0, lanes: int = LANES) -> dict[str, Sampler]:
+    def plain(self, case: Case, *, temperature: float = 1.0, lanes: int = 0) -> dict[str, Sampler]:
         """The same rows in plainer ways; a lane for every row, so that none takes a second, only where that is news."""
         ways = {"prompts prefilled for each sample": self.sampler(case, temperature=temperature, shared=False)}
-        if (rows := len(case.limits)) > lanes:
+        if (rows := len(case.limits)) > (lanes or LANES):
             ways["a lane for every row"] = self.sampler(case, temperature=temperature, lanes=rows)
         return ways
 

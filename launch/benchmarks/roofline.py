@@ -15,7 +15,9 @@ def roof() -> chips.Roof | None:
     return OTHERS.get(kind) or (chips.ROOFS[blocks.CHIPS[kind]] if kind in blocks.CHIPS else None)
 
 
-def fraction(known: chips.Roof | None, *, num_flops: float, num_bytes: float, seconds: float) -> float | None:
+def fraction(
+    known: chips.Roof | None, *, num_flops: int | float, num_bytes: int | float, seconds: float
+) -> float | None:
     """The least that so many FLOPs and bytes can take on one device, by the seconds they took."""
     if known is None:
         return None

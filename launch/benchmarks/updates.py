@@ -99,9 +99,11 @@ class Setting:
         executable = traced.lower().compile()
         return Program(traced, executable, lambda: jax.block_until_ready(executable(*given)))
 
-    def gradient(self, update: Program) -> np.ndarray:
-        """What an update of plain descent takes off the adapter, as one row of numbers."""
-        after = update.call()[0]
+    def gradient(self, name: str, update: Program) -> np.ndarray:
+        """What an update of plain descent takes off the adapter, as one row of numbers; ValueError if none is made."""
+        after, _, metrics = update.call()
+        if metrics["skipped"]:
+            raise ValueError(f"gradient, {name}: something is not finite; nothing is timed")
         change = jax.tree.map(lambda old, new: np.asarray(old - new).ravel(), self.adapter, after)
         return np.concatenate(jax.tree.leaves(change))
 
@@ -111,9 +113,9 @@ def check(setting: Setting, updates: dict[str, Program]) -> dict[str, float]:
     metrics = updates["ours"].call()[2]
     drawn = {"engine vs learner log-prob, max": float(metrics["sampling/sampling_logp_difference/max"])}
     timing.require_small(drawn, ENGINE_GAP)
-    right = setting.gradient(updates[PLAIN])
+    right = setting.gradient(PLAIN, updates[PLAIN])
     gaps = {
-        f"gradient, {name}": float(np.abs(setting.gradient(program) - right).max() / np.abs(right).max())
+        f"gradient, {name}": float(np.abs(setting.gradient(name, program) - right).max() / np.abs(right).max())
         for name, program in updates.items()
         if name != PLAIN
     }

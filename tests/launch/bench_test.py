@@ -63,12 +63,19 @@ def kernels(tmp_path, *arguments, status=0):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--suite=gpu"], "--suite=gpu"),
+        (["--suite=gpu"], "--suite=gpu: there is kernels, rollout, learner, step, learning"),
+        (["--suite=learning,step"], "--suite=learning takes hours and stands alone"),
+        (["--suite=learner", "--peer=tunix"], "--peer means nothing here"),
+        (["--suite=learner", "--cases=updates"], "no case 'updates'; there are update, score, token_logprob"),
+        (["--suite=learning", "--seeds=0,one"], "--seeds=0,one: numbers, such as 0,1,2"),
+        (["--suite=learning", "--recipe=nobody"], "--recipe=nobody: there is demo_base"),
+        (["--worse=1.1"], "--worse=1.1: takes --compare"),
+        (["--compare=nowhere.json"], "nowhere.json: no figures to compare with: "),
         (["--suite=kernels"], "needs --tpu_estimate: v5e, v5p, v6e"),
         (["--suite=kernels", "--tpu_estimate=v9"], "'v9'"),
         (["--suite=kernels", "--tpu_estimate=v5e", "--cases=window"], "no case 'window'; there are window_fwd"),
         (["--suite=kernels", "--tpu_estimate=v5e", "--report=nowhere.md"], "nowhere.md: no place for the table"),
-        (["--cases=window_fwd"], "--cases means nothing here"),
+        (["--cases=window_fwd"], "--cases are those of one suite"),
         (["window_fwd"], "unexpected argument 'window_fwd'"),
     ],
 )

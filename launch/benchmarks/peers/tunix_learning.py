@@ -8,7 +8,7 @@
     {"do": "learn", "rewards": of those completions}
         -> {"loss": of the last micro-batch, "seconds": ..., "cpu_seconds": ..., "compiling": [[...], ...]}
     {"do": "evaluate", "prompts": ids of each row, "seed": ...}
-        -> {"tokens": [[...], ...], "logp": [[...], ...]}
+        -> what "sample" answers
 
 "compiling" are spans of time in which JAX traced or compiled; they may overlap.  A step is a "sample" and a "learn".
 
@@ -232,8 +232,7 @@ class Peer:
         if (do := request.pop("do")) == "load":
             return self.load(request)
         clock = Clock(self.spans)
-        answer = getattr(self.run, do)(**request)
-        return answer if do == "evaluate" else {**answer, **clock.read()}
+        return {**getattr(self.run, do)(**request), **clock.read()}
 
 
 if __name__ == "__main__":

@@ -40,9 +40,13 @@ def run(tmp_path, *arguments, status=0):
     return json.loads(out.read_text()) if out.exists() else None
 
 
+def by_case(figures):
+    return {figure["case"]: figure for figure in figures}
+
+
 @pytest.mark.slow
 def test_every_case_is_checked_and_timed(small, tmp_path, capsys):
-    figures = run(tmp_path)["cases"]
+    figures = by_case(run(tmp_path))
     assert set(figures) == set(SMALL)
     for name, figure in figures.items():
         assert {"ours"} < set(figure["seconds"]), name
@@ -58,7 +62,7 @@ def test_every_case_is_checked_and_timed(small, tmp_path, capsys):
 
 def test_a_peer_that_does_not_run_here_is_named_with_its_reason(small, tmp_path, capsys):
     """cuDNN on a CPU.  It has no soft cap and no segments either: there it is no peer."""
-    figures = run(tmp_path, "--cases=window_fwd,causal_g2_fwd_bwd,packed_fwd")["cases"]
+    figures = by_case(run(tmp_path, "--cases=window_fwd,causal_g2_fwd_bwd,packed_fwd"))
     assert list(figures["window_fwd"]["refused"]) == ["cudnn"]
     assert figures["window_fwd"]["refused"]["cudnn"] in capsys.readouterr().out
     assert figures["causal_g2_fwd_bwd"]["refused"] == figures["packed_fwd"]["refused"] == {}
@@ -78,10 +82,10 @@ def test_a_peer_is_given_the_same_task(small, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "there" if name == "tokamax" else find(name))
     monkeypatch.setattr(gpu, "_versions", lambda: {"device": "cpu"})
-    (figure,) = run(tmp_path, "--cases=window_fwd")["cases"].values()
+    (figure,) = run(tmp_path, "--cases=window_fwd")
     assert set(figure["seconds"]) == {"ours", "xla", "tokamax"}
     ahead = 1
-    (figure,) = run(tmp_path, "--cases=window_fwd")["cases"].values()
+    (figure,) = run(tmp_path, "--cases=window_fwd")
     assert set(figure["seconds"]) == {"ours", "xla"}
     assert "is over 0.008; nothing is timed" in figure["refused"]["tokamax"]
 

@@ -51,7 +51,13 @@ class Echo(rollouts.Ours):
     def __init__(self, params):
         pass
 
-    def sampler(self, case, *, temperature=1.0):
+    def plain(self, case, *, temperature=1.0, lanes=0):
+        return {"plainly": self.sampler(case)}
+
+    def reached(self, case, seconds):
+        return None
+
+    def sampler(self, case, *, temperature=1.0, lanes=0):
         tokens_BT = np.repeat(case.prompts().tokens_PT, case.group, axis=0)[:, : max(case.limits)]
         length_B = np.array(case.limits)
         return lambda: batch.Rollout(tokens_BT, 0.0 * tokens_BT, 0.0 * tokens_BT, length_B, length_B < 0)
@@ -88,7 +94,9 @@ def test_the_figures_are_useful_tokens_of_interleaved_runs(pretended, monkeypatc
     monkeypatch.setattr(rollouts, "timed", lambda sample, case: lambda: rollouts.Spent(0.5, 1.0))
     status, figures = run(folder, "--repeats=2")
     assert status == 0
-    assert [sorted(row) for row in figures] == [["case", "ours", "peer", "ratio", "versions"]] * 2
+    assert [row["seconds"] for row in figures] == [{"ours": 0.5, "plainly": 0.5, "peer": 2.0}] * 2
+    assert [(row["suite"], row["device"]) for row in figures] == [("rollout", "cpu")] * 2
+    assert all(row["date"].startswith("20") and row["roofline"] is None for row in figures)
     assert [(row["case"], row["ours"], row["peer"], row["ratio"]) for row in figures] == [
         ("equal_lengths", 96.0, 24.0, 4.0),
         ("long_tail", 32.0, 8.0, 4.0),
@@ -139,6 +147,17 @@ def test_a_text_that_repeats_itself_checks_nothing(pretended, monkeypatch, capsy
     assert "says little: take other weights" in capsys.readouterr().err
 
 
+def test_nothing_is_timed_when_a_plainer_way_writes_something_else(small, monkeypatch, capsys):
+    class Other(Echo):
+        def plain(self, case, *, temperature=1.0, lanes=0):
+            rolled = self.sampler(case)()
+            return {"plainly": lambda: dataclasses.replace(rolled, tokens_BT=rolled.tokens_BT + 1)}
+
+    monkeypatch.setattr(rollouts, "Ours", Other)
+    assert bench.main(["bench", "--suite=rollout"]) == 2
+    assert "greedy tokens differ, nothing is timed: ours and plainly" in capsys.readouterr().err
+
+
 def test_a_row_that_ends_elsewhere_is_no_run():
     def short():
         return batch.Rollout(None, None, None, np.array([6, 6, 5, 6, 6, 6, 6, 6]), None)
@@ -157,9 +176,12 @@ def test_without_its_environment_the_peer_is_left_out_and_ours_is_timed(small, m
 
 
 @pytest.mark.slow
-def test_our_side_runs_the_engine(small, capsys):
-    figures = rollouts.run(1, None)
-    assert [row["case"] for row in figures] == ["equal_lengths", "long_tail"]
+def test_our_side_runs_the_engine(small, monkeypatch, capsys):
+    monkeypatch.setattr(rollouts, "LANES", 8)
+    twice = dataclasses.replace(CASES[1], group=8, limits=CASES[1].limits * 2)
+    figures = rollouts.run(1, None, cases=(CASES[0], twice))
+    shared, laned = "prompts prefilled for each sample", "a lane for every row"
+    assert [set(row["seconds"]) for row in figures] == [{"ours", shared}, {"ours", shared, laned}]
     assert all(row["ours"] > 0 for row in figures)
     sample = rollouts.Ours(rollouts.parameters()).sampler(CASES[0], temperature=0.0)()
     assert sample.length_B.tolist() == list(CASES[0].limits)
