@@ -7,7 +7,7 @@ import pytest
 
 from thinkfirst.launch.benchmarks import logprob, rollouts, steps, timing, updates
 
-CASE = rollouts.Case("long_tail", 2, 4, 8, (1, 2, 1, 5, 1, 1, 4, 1))
+CASE = rollouts.Case("long_tail", 4, 4, 8, (1, 2, 1, 5, *[9] * 4, 1, 1, 4, 1, *[9] * 4))  # half of it is taken
 MODEL = rollouts.model
 
 
