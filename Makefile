@@ -29,10 +29,10 @@ help:
 	@echo "make pipelines    both pipelines whole, on this machine: SFT, GRPO, gates, distillation, reports (12 minutes)"
 	@echo "make ablate       what each part of the reward does (ARGS=--train: in training runs, hours)"
 	@echo "make demo-base    pretrain the base model that the demo starts from"
-	@echo "make bench        check the kernels, then time what this machine can run"
+	@echo "make bench        check the kernels, then time rollouts and updates (ARGS=--compare=OLD.json)"
 	@echo "make bench-kernels    estimated TPU cycles of the kernels and their peers (no TPU needed; CHIPS='v5e v5p v6e')"
 	@echo "make block-sizes  try the kernels' block sizes for those chips, and write the best into kernels/block_sizes"
-	@echo "make bench-tunix  rollouts of Tunix and ours in turn, or SUITE=step: whole steps (make tunix-env installs it: 3 GB)"
+	@echo "make bench-tunix  rollouts of Tunix and ours in turn; SUITE=step: whole steps; SUITE=learning: hours (make tunix-env: 3 GB)"
 	@echo "make test         lint, types, wheel-check and the tests (15 minutes); make test-long: those that take longest"
 	@echo "make quick        lint and the tests that are not slow"
 	@echo "make crash        kill training at every point, 60 times, and compare (an hour; ARGS='life' for one of its lives)"
@@ -64,7 +64,7 @@ bench: $(READY)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests/kernels
 	$(BIN)/python -m thinkfirst.launch.bench $(ARGS)
 
-# Writes the table of docs/kernels.md and what tests/launch/bench_kernels_golden_test.py holds the kernels to.
+# Writes the table of docs/kernels.md and what tests/launch/benchmarks/cycle_counts_golden_test.py holds the kernels to.
 bench-kernels: $(READY)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests/kernels
 	$(BIN)/python -m thinkfirst.launch.bench --suite=kernels --tpu_estimate=$(subst $(SPACE),$(COMMA),$(strip $(CHIPS))) \

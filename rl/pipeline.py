@@ -28,6 +28,7 @@ from thinkfirst.rl import (
     reject,
     report,
     stages,
+    training,
 )
 from thinkfirst.rl import standing as standing_lib
 from thinkfirst.rl.data import source

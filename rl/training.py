@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkfirst.core import hosts, mesh, sharding
+from thinkfirst.core import hosts, mesh, profiling, sharding
 from thinkfirst.rl import (
     guard,
     loop,

@@ -10,7 +10,7 @@ FORBIDDEN = {
     "jax._src": "private to JAX",
     "jax.experimental.pjit": "deprecated: jax.jit takes shardings",
 }
-PEERS = "launch/peers/"  # which can ask nobody of ours
+PEERS = "launch/benchmarks/peers/"  # which can ask nobody of ours
 # What only these files may call: everybody else asks core.mesh and core.sharding.
 CALLED_BY = {
     "jax.make_mesh": ("core/mesh.py",),
@@ -155,7 +155,7 @@ def test_a_mesh_or_partition_spec_made_elsewhere_is_found():
     ):
         assert misplaced_calls(source.planted("rl/rollout.py", text)), text
         assert not misplaced_calls(source.planted("core/mesh.py", text)), text
-        assert not misplaced_calls(source.planted("launch/peers/somebody.py", text)), text
+        assert not misplaced_calls(source.planted("launch/benchmarks/peers/somebody.py", text)), text
     assert not misplaced_calls(source.planted("rl/rollout.py", "def f(mesh: jax.sharding.Mesh): ..."))
 
 
@@ -166,7 +166,7 @@ def test_only_the_bench_counts_cycles():
 def test_a_kernel_that_counts_its_own_cycles_is_found():
     for text in ("from thinkfirst.kernels.cost import table", "from thinkfirst.kernels import cost"):
         assert misplaced_imports(source.planted("kernels/sample/api.py", text)), text
-        assert not misplaced_imports(source.planted("launch/bench_kernels.py", text)), text
+        assert not misplaced_imports(source.planted("launch/benchmarks/cycle_counts.py", text)), text
     assert not misplaced_imports(source.planted("kernels/sample/api.py", "from thinkfirst.kernels import costly"))
 
 

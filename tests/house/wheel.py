@@ -12,7 +12,7 @@ import zipfile
 from house import source, write_build
 
 # Imported only where a GPU kernel is called (the extra `gpu` brings Triton), and run by environments of the peers' own.
-NEEDS_MORE = re.compile(r"\.triton_source$|\.launch\.peers\.")
+NEEDS_MORE = re.compile(r"\.triton_source$|\.benchmarks\.peers\.")
 # Run by a Python that stands in another folder and finds the unpacked wheel first on its path.
 IMPORT_ALL = """
 import importlib, importlib.metadata, pathlib, sys

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from thinkfirst.kernels.cost import profile, table
-from thinkfirst.launch import bench, bench_kernels, bench_report
+from thinkfirst.launch import bench
+from thinkfirst.launch.benchmarks import cycle_counts, cycle_table
 
 COUNTS = {
     "causal_g3_fwd": 100_000,
@@ -44,7 +45,7 @@ def counted(monkeypatch):
     monkeypatch.setattr(profile, "require", lambda: None)
     monkeypatch.setattr(profile, "estimate", estimate)
     monkeypatch.setattr(profile, "temp_bytes", lambda module, case, *, chip: 30 * 2**20)
-    monkeypatch.setattr(bench_kernels, "versions", lambda chips: {"libtpu": "0.0.1"})
+    monkeypatch.setattr(cycle_counts, "versions", lambda chips: {"libtpu": "0.0.1"})
     monkeypatch.setattr(table, "module_of", lambda op, case: f"kernels.{op}.cases")
     return asked
 
@@ -62,12 +63,19 @@ def kernels(tmp_path, *arguments, status=0):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--suite=gpu"], "--suite=gpu"),
+        (["--suite=gpu"], "--suite=gpu: there is kernels, rollout, learner, step, learning"),
+        (["--suite=learning,step"], "--suite=learning takes hours and stands alone"),
+        (["--suite=learner", "--peer=tunix"], "--peer means nothing here"),
+        (["--suite=learner", "--cases=updates"], "no case 'updates'; there are update, score, token_logprob"),
+        (["--suite=learning", "--seeds=0,one"], "--seeds=0,one: numbers, such as 0,1,2"),
+        (["--suite=learning", "--recipe=nobody"], "--recipe=nobody: there is demo_base"),
+        (["--worse=1.1"], "--worse=1.1: takes --compare"),
+        (["--compare=nowhere.json"], "nowhere.json: no figures to compare with: "),
         (["--suite=kernels"], "needs --tpu_estimate: v5e, v5p, v6e"),
         (["--suite=kernels", "--tpu_estimate=v9"], "'v9'"),
         (["--suite=kernels", "--tpu_estimate=v5e", "--cases=window"], "no case 'window'; there are window_fwd"),
         (["--suite=kernels", "--tpu_estimate=v5e", "--report=nowhere.md"], "nowhere.md: no place for the table"),
-        (["--cases=window_fwd"], "--cases means nothing here"),
+        (["--cases=window_fwd"], "--cases are those of one suite"),
         (["window_fwd"], "unexpected argument 'window_fwd'"),
     ],
 )
@@ -137,7 +145,7 @@ def test_a_kernel_that_was_decided_against_is_no_failure(counted, tmp_path, caps
     assert (figure["cycles"], figure["error"], figure["peer"]) == (None, "", "lora_xla_fwd")
     assert "not built: " in figure["not_built"]
     assert figure["not_built"] in capsys.readouterr().out
-    assert f"| lora_fwd | v5e | {figure['not_built']} | 590,000 |" in bench_report.render([figure])
+    assert f"| lora_fwd | v5e | {figure['not_built']} | 590,000 |" in cycle_table.render([figure])
     assert not [case for case, _ in counted if case == "lora_fwd"]
 
 
@@ -154,15 +162,15 @@ def test_a_search_is_refused_a_report(counted, capsys):
 
 def test_the_report_goes_between_its_markers_and_nowhere_else(counted, tmp_path):
     page = tmp_path / "kernels.md"
-    page.write_text(f"before\n{bench_report.BEGIN}\nold\n{bench_report.END}\nafter\n")
+    page.write_text(f"before\n{cycle_table.BEGIN}\nold\n{cycle_table.END}\nafter\n")
     figures = kernels(
         tmp_path, "--tpu_estimate=v5e", "--cases=window_fwd_bwd,causal_g3_fwd,packed_ratio", f"--report={page}"
     )
     text = page.read_text()
-    assert text.startswith(f"before\n{bench_report.BEGIN}\n")
-    assert text.endswith(f"{bench_report.END}\nafter\n")
+    assert text.startswith(f"before\n{cycle_table.BEGIN}\n")
+    assert text.endswith(f"{cycle_table.END}\nafter\n")
     assert "old" not in text
-    assert bench_report.render(figures) in text
+    assert cycle_table.render(figures) in text
     assert "| window_fwd_bwd | v5e | 216,000 (kernels alone 211,000) | 215,000, met by the kernels alone |" in text
     assert "| 30.0 MiB of 20.0 MiB, MISSED | 4.0 MiB | 0.5 MiB |" in text
     assert "| packed_ratio | v5e | 0.400 | 0.450, met |" in text

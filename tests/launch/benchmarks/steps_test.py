@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import tolerance
-from thinkfirst.launch import bench, bench_peer, bench_rollout, bench_step
+from thinkfirst.launch import bench
+from thinkfirst.launch.benchmarks import peer_process, rollouts, steps
 
 # Samples [4, 7] or [4, 7, 6] everywhere; is fastest with half of the prompts at a time and one to learn from.
 SCRIPT = """
@@ -28,10 +29,10 @@ for line in sys.stdin:
             answer |= {"tokens": [[4, 7]] * 8, "logp": [[-1.0, -2.0]] * 8, "advantages": [0.5] * 8, "loss": 0.25}
     print(json.dumps(answer), flush=True)
 """
-CASE = bench_rollout.Case("long_tail", 2, 4, 8, (1, 2, 1, 5, 1, 1, 4, 1))
+CASE = rollouts.Case("long_tail", 2, 4, 8, (1, 2, 1, 5, 1, 1, 4, 1))
 
 
-class Echo(bench_step.Ours):
+class Echo(steps.Ours):
     """Our side without a model: packed rows in two micro-batches are fastest; agrees with SCRIPT."""
 
     worth = {"logp": np.array([[-1.0, -2.0, 9.9]] * 8), "advantages": np.full(8, 0.5), "loss": 0.25}  # noqa: RUF012
@@ -43,7 +44,7 @@ class Echo(bench_step.Ours):
         def of(size):
             def run():
                 seconds.append({"rollout": 0.125, "reward": 0.0, "update": 0.375})
-                return bench_rollout.Spent(0.5, 1.0 if size == (128, 2) else 3.0)
+                return rollouts.Spent(0.5, 1.0 if size == (128, 2) else 3.0)
 
             return run
 
@@ -61,13 +62,13 @@ def tiny():
     return dataclasses.replace(config, max_length=64)
 
 
-MODEL = bench_rollout.model
+MODEL = rollouts.model
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(bench_rollout, "model", tiny)
-    monkeypatch.setattr(bench_step, "cases", lambda: (CASE,))
+    monkeypatch.setattr(rollouts, "model", tiny)
+    monkeypatch.setattr(steps, "cases", lambda: (CASE,))
 
 
 @pytest.fixture
@@ -76,8 +77,8 @@ def pretended(small, monkeypatch, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / "tunix_step.py").write_text(SCRIPT)
-    monkeypatch.setattr(bench_peer, "SCRIPTS", tmp_path)
-    monkeypatch.setattr(bench_step, "Ours", Echo)
+    monkeypatch.setattr(peer_process, "SCRIPTS", tmp_path)
+    monkeypatch.setattr(steps, "Ours", Echo)
     log = tmp_path / "tunix_step.log"
     return tmp_path, lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
@@ -128,7 +129,7 @@ def test_nothing_is_timed_when_a_step_is_worth_something_else(pretended, monkeyp
 
 
 def test_without_its_environment_the_peer_is_left_out(small, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench_step, "Ours", Echo)
+    monkeypatch.setattr(steps, "Ours", Echo)
     status, (figure,) = run(tmp_path, "--repeats=1")
     assert (status, figure["ours"], figure["peer"], figure["ratio"]) == (0, 32.0, None, None)
     assert "tunix_step is left out: there is no" in capsys.readouterr().err
@@ -141,12 +142,12 @@ def test_a_case_that_there_is_none_of_is_refused(pretended, capsys):
 
 @pytest.mark.long
 def test_our_side_takes_the_trainers_step(small):
-    ours, seconds = bench_step.Ours(bench_rollout.parameters()), []
+    ours, seconds = steps.Ours(rollouts.parameters()), []
     run = ours.side(CASE, seconds)((16, 1))
     assert run().seconds > 0 and run().cpu_seconds > 0
     assert [sorted(row) for row in seconds] == [["reward", "rollout", "update"]] * 2
     subject = ours.subject(CASE)
-    sampled = subject.sample(CASE.prompts(), bench_step.sampling(CASE), jax.random.key(3), group=4, room=5)
+    sampled = subject.sample(CASE.prompts(), steps.sampling(CASE), jax.random.key(3), group=4, room=5)
     tokens = [row[:length].tolist() for row, length in zip(sampled.tokens_BT, CASE.limits, strict=True)]
     found = ours.judged(CASE, tokens)
     for mine, theirs, length in zip(found["logp"], sampled.logp_BT, CASE.limits, strict=True):
@@ -157,7 +158,7 @@ def test_our_side_takes_the_trainers_step(small):
 
 
 def test_cases_are_long_tailed_and_of_one_length():
-    equal, tail = bench_step.cases()
+    equal, tail = steps.cases()
     for case in (equal, tail):
         assert len(case.limits) == case.num_prompts * case.group == 32
         assert case.group == 8

@@ -19,7 +19,7 @@ from thinkfirst.core import runtime
 from thinkfirst.kernels.decode_attention import api as decode_attention
 from thinkfirst.kernels.flash_attention import api as flash_attention
 from thinkfirst.kernels.token_logprob import api as token_logprob
-from thinkfirst.launch import timing
+from thinkfirst.launch.benchmarks import timing
 
 OURS: Any = "gpu"  # the backend that is measured
 CALLS = 10
@@ -175,19 +175,19 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def run(repeats: int, names: Sequence[str], *, peers: bool) -> tuple[dict[str, Any], int]:
-    """Figures by case, printed as they come, and 0; ValueError for a case whose numbers are wrong: it is not timed."""
+def run(repeats: int, names: Sequence[str], *, peers: bool) -> tuple[list[Figure], int]:
+    """(a figure for each case, printed as they come, 0); ValueError for a case whose numbers are wrong, not timed."""
     for name in names:
         if name not in CASES:
             raise ValueError(f"no case {name!r}; there are {', '.join(CASES)}")
     versions = _versions()
     print(f"milliseconds on {versions['device']}; ratio: ours over it")
-    cases: dict[str, Figure] = {}
+    figures: list[Figure] = []
     for name in names or CASES:
-        cases[name] = measured(name, CASES[name](), repeats, peers=peers)
-        for line in lines(name, cases[name]):
+        figures.append({"case": name, **measured(name, CASES[name](), repeats, peers=peers), "versions": versions})
+        for line in lines(name, figures[-1]):
             print(line, flush=True)
-    return {"cases": cases, "repeats": repeats, "versions": versions}, 0
+    return figures, 0
 
 
 def measured(name: str, case: Case, repeats: int, *, peers: bool) -> Figure:

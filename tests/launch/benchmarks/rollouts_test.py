@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from thinkfirst.launch import bench, bench_peer, bench_rollout
+from thinkfirst.launch import bench
+from thinkfirst.launch.benchmarks import peer_process, rollouts
 from thinkfirst.models import gemma, hf_config
 from thinkfirst.rl import batch
 
@@ -29,8 +30,8 @@ for line in sys.stdin:
     print(json.dumps(answer), flush=True)
 """
 CASES = (
-    bench_rollout.Case("equal_lengths", 2, 4, 8, (6,) * 8),
-    bench_rollout.Case("long_tail", 2, 4, 8, (1, 2, 1, 5, 1, 1, 4, 1)),
+    rollouts.Case("equal_lengths", 2, 4, 8, (6,) * 8),
+    rollouts.Case("long_tail", 2, 4, 8, (1, 2, 1, 5, 1, 1, 4, 1)),
 )
 
 
@@ -41,16 +42,22 @@ def tiny():
     return dataclasses.replace(config, max_length=64)
 
 
-MODEL = bench_rollout.model
+MODEL = rollouts.model
 
 
-class Echo(bench_rollout.Ours):
+class Echo(rollouts.Ours):
     """Our side without an engine: continues a prompt with the prompt, too."""
 
     def __init__(self, params):
         pass
 
-    def sampler(self, case, *, temperature=1.0):
+    def plain(self, case, *, temperature=1.0, lanes=0):
+        return {"plainly": self.sampler(case)}
+
+    def reached(self, case, seconds):
+        return None
+
+    def sampler(self, case, *, temperature=1.0, lanes=0):
         tokens_BT = np.repeat(case.prompts().tokens_PT, case.group, axis=0)[:, : max(case.limits)]
         length_B = np.array(case.limits)
         return lambda: batch.Rollout(tokens_BT, 0.0 * tokens_BT, 0.0 * tokens_BT, length_B, length_B < 0)
@@ -58,8 +65,8 @@ class Echo(bench_rollout.Ours):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(bench_rollout, "model", tiny)
-    monkeypatch.setattr(bench_rollout, "cases", lambda: CASES)
+    monkeypatch.setattr(rollouts, "model", tiny)
+    monkeypatch.setattr(rollouts, "cases", lambda: CASES)
 
 
 @pytest.fixture
@@ -68,8 +75,8 @@ def pretended(small, monkeypatch, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / "tunix_rollout.py").write_text(SCRIPT)
-    monkeypatch.setattr(bench_peer, "SCRIPTS", tmp_path)
-    monkeypatch.setattr(bench_rollout, "Ours", Echo)
+    monkeypatch.setattr(peer_process, "SCRIPTS", tmp_path)
+    monkeypatch.setattr(rollouts, "Ours", Echo)
     log = tmp_path / "tunix_rollout.log"
     return tmp_path, lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
@@ -84,10 +91,12 @@ def run(folder, *arguments):
 
 def test_the_figures_are_useful_tokens_of_interleaved_runs(pretended, monkeypatch, capsys):
     folder, asked = pretended
-    monkeypatch.setattr(bench_rollout, "timed", lambda sample, case: lambda: bench_rollout.Spent(0.5, 1.0))
+    monkeypatch.setattr(rollouts, "timed", lambda sample, case: lambda: rollouts.Spent(0.5, 1.0))
     status, figures = run(folder, "--repeats=2")
     assert status == 0
-    assert [sorted(row) for row in figures] == [["case", "ours", "peer", "ratio", "versions"]] * 2
+    assert [row["seconds"] for row in figures] == [{"ours": 0.5, "plainly": 0.5, "peer": 2.0}] * 2
+    assert [(row["suite"], row["device"]) for row in figures] == [("rollout", "cpu")] * 2
+    assert all(row["date"].startswith("20") and row["roofline"] is None for row in figures)
     assert [(row["case"], row["ours"], row["peer"], row["ratio"]) for row in figures] == [
         ("equal_lengths", 96.0, 24.0, 4.0),
         ("long_tail", 32.0, 8.0, 4.0),
@@ -113,11 +122,11 @@ def test_sides_take_turns_and_the_first_turn_does_not_count():
     def side(name):
         def run():
             turns.append(name)
-            return bench_rollout.Spent(spent := seconds[name].pop(0), 2 * spent)
+            return rollouts.Spent(spent := seconds[name].pop(0), 2 * spent)
 
         return run
 
-    found = bench_rollout.interleaved({name: side(name) for name in seconds}, 3)
+    found = rollouts.interleaved({name: side(name) for name in seconds}, 3)
     assert found == {"ours": (2.0, 4.0), "peer": (4.0, 8.0)}
     assert turns == ["ours", "peer"] * 4
 
@@ -133,9 +142,20 @@ def test_nothing_is_timed_when_the_greedy_tokens_differ(pretended, capsys):
 
 def test_a_text_that_repeats_itself_checks_nothing(pretended, monkeypatch, capsys):
     folder, _ = pretended
-    monkeypatch.setattr(bench_rollout, "VARIED", 17)
+    monkeypatch.setattr(rollouts, "VARIED", 17)
     assert run(folder) == (2, None)
     assert "says little: take other weights" in capsys.readouterr().err
+
+
+def test_nothing_is_timed_when_a_plainer_way_writes_something_else(small, monkeypatch, capsys):
+    class Other(Echo):
+        def plain(self, case, *, temperature=1.0, lanes=0):
+            rolled = self.sampler(case)()
+            return {"plainly": lambda: dataclasses.replace(rolled, tokens_BT=rolled.tokens_BT + 1)}
+
+    monkeypatch.setattr(rollouts, "Ours", Other)
+    assert bench.main(["bench", "--suite=rollout"]) == 2
+    assert "greedy tokens differ, nothing is timed: ours and plainly" in capsys.readouterr().err
 
 
 def test_a_row_that_ends_elsewhere_is_no_run():
@@ -143,11 +163,11 @@ def test_a_row_that_ends_elsewhere_is_no_run():
         return batch.Rollout(None, None, None, np.array([6, 6, 5, 6, 6, 6, 6, 6]), None)
 
     with pytest.raises(ValueError, match="equal_lengths: row 2 did not end at its limit"):
-        bench_rollout.timed(short, CASES[0])()
+        rollouts.timed(short, CASES[0])()
 
 
 def test_without_its_environment_the_peer_is_left_out_and_ours_is_timed(small, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench_rollout, "Ours", Echo)
+    monkeypatch.setattr(rollouts, "Ours", Echo)
     status, figures = run(tmp_path, "--repeats=1")
     assert status == 0
     assert [(row["peer"], row["ratio"]) for row in figures] == [(None, None)] * 2
@@ -156,17 +176,20 @@ def test_without_its_environment_the_peer_is_left_out_and_ours_is_timed(small, m
 
 
 @pytest.mark.long
-def test_our_side_runs_the_engine(small, capsys):
-    figures = bench_rollout.run(1, None)
-    assert [row["case"] for row in figures] == ["equal_lengths", "long_tail"]
+def test_our_side_runs_the_engine(small, monkeypatch, capsys):
+    monkeypatch.setattr(rollouts, "LANES", 8)
+    twice = dataclasses.replace(CASES[1], group=8, limits=CASES[1].limits * 2)
+    figures = rollouts.run(1, None, cases=(CASES[0], twice))
+    shared, laned = "prompts prefilled for each sample", "a lane for every row"
+    assert [set(row["seconds"]) for row in figures] == [{"ours", shared}, {"ours", shared, laned}]
     assert all(row["ours"] > 0 for row in figures)
-    sample = bench_rollout.Ours(bench_rollout.parameters()).sampler(CASES[0], temperature=0.0)()
+    sample = rollouts.Ours(rollouts.parameters()).sampler(CASES[0], temperature=0.0)()
     assert sample.length_B.tolist() == list(CASES[0].limits)
     assert (sample.tokens_BT[0] == sample.tokens_BT[3]).all()  # greedy: samples of one prompt are alike
 
 
 def test_the_cases_are_the_size_they_say():
-    equal, tail = bench_rollout.cases()
+    equal, tail = rollouts.cases()
     for case in (equal, tail):
         assert len(case.limits) == case.num_prompts * case.group
         assert case.group == 8
@@ -177,7 +200,7 @@ def test_the_cases_are_the_size_they_say():
 
 
 def test_the_model_is_one_tunix_has():
-    config = bench_rollout.model()
+    config = rollouts.model()
     counted = sum(leaf.size for leaf in jax.tree.leaves(gemma.Model(config).shapes()))
     assert 10e6 < counted < 30e6
     hf_config.from_hf(hf_config.to_hf(config, dtype="float32", special=hf_config.SpecialIds(2, (1,), 0)))

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from house import source
-from thinkfirst.launch import bench_peer
+from thinkfirst.launch.benchmarks import peer_process
 
 SCRIPT = """
 import json, sys
@@ -25,7 +25,7 @@ def peer(tmp_path):
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     script = tmp_path / "echoing.py"
     script.write_text(SCRIPT)
-    with bench_peer.Peer(script, environment=str(tmp_path)) as running:
+    with peer_process.Peer(script, environment=str(tmp_path)) as running:
         yield running
 
 
@@ -47,13 +47,13 @@ def test_the_process_ends_with_its_context(peer):
 
 
 def test_without_its_environment_it_says_how_to_get_it(tmp_path):
-    with pytest.raises(bench_peer.MissingError, match=r"there is no .*/bin/python; `make tunix-env` installs it"):
-        bench_peer.Peer(tmp_path / "echoing.py", environment=str(tmp_path))
+    with pytest.raises(peer_process.MissingError, match=r"there is no .*/bin/python; `make tunix-env` installs it"):
+        peer_process.Peer(tmp_path / "echoing.py", environment=str(tmp_path))
 
 
 def test_peers_import_nothing_of_ours_and_nobody_imports_them():
     for module in source.modules():
         for _, name in source.imports(module):
-            if module.path.startswith("launch/peers/"):
+            if module.path.startswith("launch/benchmarks/peers/"):
                 assert not name.startswith(source.PACKAGE), module.path
-            assert not name.startswith(f"{source.PACKAGE}.launch.peers"), module.path
+            assert not name.startswith(f"{source.PACKAGE}.launch.benchmarks.peers"), module.path

@@ -8,7 +8,7 @@ import pytest
 
 from thinkfirst.kernels import blocks
 from thinkfirst.kernels.cost import profile, table
-from thinkfirst.launch import bench_blocks, bench_kernels
+from thinkfirst.launch.benchmarks import block_sizes, cycle_counts
 
 CHOICES = ({"block": 512}, {"block": 1024}, {"block": 2048})
 UNTOUCHED = {"sample": {"64 rows": {"part": 64}}, "causal": {"8 heads": {"block": 256}}}
@@ -27,14 +27,14 @@ def search(monkeypatch, tmp_path):
             return types.SimpleNamespace(cycles=found, looked_up=[["causal", "4 heads"], ["other", "1 head"]])
 
         cases = types.SimpleNamespace(SEARCH={"causal_g3_fwd": blocks.Search("causal", CHOICES, "short")})
-        monkeypatch.setattr(bench_blocks.importlib, "import_module", lambda name: cases)
+        monkeypatch.setattr(block_sizes.importlib, "import_module", lambda name: cases)
         monkeypatch.setattr(table, "module_of", lambda op, case: f"kernels.{op}.cases")
-        monkeypatch.setattr(bench_kernels, "versions", lambda chips: {"libtpu": "0.0.1"})
+        monkeypatch.setattr(cycle_counts, "versions", lambda chips: {"libtpu": "0.0.1"})
         monkeypatch.setattr(profile, "estimate", estimate)
         file = tmp_path / "v5e.json"
         if known:
             file.write_text(json.dumps(known))
-        figures, status = bench_blocks.search(["v5e"], [case], tmp_path)
+        figures, status = block_sizes.search(["v5e"], [case], tmp_path)
         return figures, status, json.loads(file.read_text()) if file.is_file() else None
 
     return run

@@ -10,14 +10,14 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from thinkfirst.core import mesh, runtime, sharding
-from thinkfirst.launch import bench_peer
+from thinkfirst.launch.benchmarks import peer_process, roofline
 from thinkfirst.models import config as model_config
 from thinkfirst.models import gemma, weights
 from thinkfirst.rl import batch, rollout
@@ -53,6 +53,7 @@ class Spent(NamedTuple):
 
 
 Side = Callable[[], Spent]
+Sampler = Callable[[], batch.Rollout]
 T = TypeVar("T")
 
 
@@ -99,6 +100,14 @@ def cases() -> tuple[Case, ...]:
     return Case("equal_lengths", 8, 8, 64, (64,) * 64), Case("long_tail", 32, 8, 32, tail)
 
 
+def named(names: Sequence[str], known: Sequence[Case]) -> tuple[Case, ...]:
+    """The cases of those names, all of them where there are none; ValueError for a name of no case."""
+    by_name = {case.name: case for case in known}
+    if unknown := [name for name in names if name not in by_name]:
+        raise ValueError(f"no case {unknown[0]!r}; there are {', '.join(by_name)}")
+    return tuple(by_name[name] for name in names or by_name)
+
+
 def parameters() -> gemma.Params:
     """Random weights whose greedy text varies: a faint embedding, uneven norms, and a last norm that decides."""
     params, rng = gemma.Model(model()).init(0), np.random.default_rng(0)
@@ -113,25 +122,46 @@ def parameters() -> gemma.Params:
 
 
 class Ours:
-    """The engine; nothing else in this file knows it."""
+    """The engine, as it is and in plainer ways; nothing else in this file knows it."""
 
     def __init__(self, params: gemma.Params) -> None:
         self._mesh = mesh.make(mesh.MeshConfig())
         self._model = gemma.Model(model(), self._mesh)
         self._params = jax.device_put(params, sharding.replicated(self._mesh))
+        self._engines: dict[str, rollout.Engine] = {}  # by case
 
-    def sampler(self, case: Case, *, temperature: float = 1.0) -> Callable[[], batch.Rollout]:
-        """Rolls the case out, onto the host."""
+    def sampler(
+        self, case: Case, *, temperature: float = 1.0, lanes: int = 0, shared: bool = True
+    ) -> Sampler:
+        """Rolls the case out in so many lanes, 0 for LANES; without `shared` each sample prefills its prompt."""
         room = max(case.limits)
-        lanes = LANES // mesh.num_row_shards(self._mesh)
-        engine = rollout.Engine(self._model, self._mesh, room=room, stop_ids=(), lanes=lanes)
+        of_shard = max(1, (lanes or LANES) // mesh.num_row_shards(self._mesh))
+        engine = rollout.Engine(self._model, self._mesh, room=room, stop_ids=(), lanes=of_shard)
         sampling = batch.Sampling.of(temperature=temperature, max_new_tokens=room)
         sampling = dataclasses.replace(sampling, max_new_tokens=np.array(case.limits, np.int32))
-        prompts, key = case.prompts(), jax.random.key(7)
-        return lambda: engine.sample(self._params, None, prompts, sampling, key, group=case.group)
+        prompts, key, group = case.prompts(), jax.random.key(7), case.group
+        if not shared:
+            prompts, group = jax.tree.map(lambda x: np.repeat(x, case.group, axis=0), prompts), 1
+        if shared and not lanes:
+            self._engines[case.name] = engine
+        return lambda: engine.sample(self._params, None, prompts, sampling, key, group=group)
+
+    def plain(self, case: Case, *, temperature: float = 1.0, lanes: int = 0) -> dict[str, Sampler]:
+        """The same rows in plainer ways; a lane for every row, so that none takes a second, only where that is news."""
+        ways = {"prompts prefilled for each sample": self.sampler(case, temperature=temperature, shared=False)}
+        if (rows := len(case.limits)) > (lanes or LANES):
+            ways["a lane for every row"] = self.sampler(case, temperature=temperature, lanes=rows)
+        return ways
+
+    def reached(self, case: Case, seconds: float) -> float | None:
+        """The share of the device's bandwidth that turns took: each reads the weights and the caches."""
+        metrics = self._engines[case.name].metrics
+        weights_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._params))
+        moved = metrics["rollout/turns"] * (weights_bytes + metrics["rollout/cache_bytes"])
+        return roofline.fraction(roofline.roof(), num_flops=0, num_bytes=moved, seconds=seconds)
 
 
-def timed(sample: Callable[[], batch.Rollout], case: Case) -> Side:
+def timed(sample: Sampler, case: Case) -> Side:
     """Runs of our side; every row must end at its limit."""
 
     def run() -> Spent:
@@ -159,7 +189,7 @@ def request(case: Case, *, rows: int, temperature: float = 1.0, tokens: bool = F
     }
 
 
-def peer_side(peer: bench_peer.Peer, case: Case) -> Side:
+def peer_side(peer: peer_process.Peer, case: Case) -> Side:
     """Runs of the peer with the batch size it is fastest with, compiled."""
 
     def side(rows: int) -> Side:
@@ -186,7 +216,17 @@ def fastest(sides: dict[T, Side]) -> T:
     return min(found, key=lambda name: found[name].cpu_seconds)
 
 
-def check(ours: Ours, peer: bench_peer.Peer) -> None:
+def check_plain(ours: Ours) -> None:
+    """ValueError unless the plainer ways write the same greedy tokens."""
+    num_rows = 2 * CHECKED_PROMPTS
+    case = Case("greedy", CHECKED_PROMPTS, 2, 2 * CHECKED_TOKENS, (CHECKED_TOKENS,) * num_rows)
+    mine = ours.sampler(case, temperature=0.0, lanes=num_rows // 2)().tokens_BT
+    for name, sample in ours.plain(case, temperature=0.0, lanes=num_rows // 2).items():
+        if (sample().tokens_BT != mine).any():
+            raise ValueError(f"greedy tokens differ, nothing is timed: ours and {name}")
+
+
+def check(ours: Ours, peer: peer_process.Peer) -> None:
     """ValueError unless both write the same greedy tokens, and more than a few different ones."""
     limits = (CHECKED_TOKENS,) * CHECKED_PROMPTS
     case = Case("greedy", CHECKED_PROMPTS, 1, 2 * CHECKED_TOKENS, limits)
@@ -214,16 +254,30 @@ def interleaved(sides: dict[str, Side], repeats: int) -> dict[str, Spent]:
     return {name: Spent(*map(statistics.median, zip(*spent, strict=True))) for name, spent in runs.items()}
 
 
-def figure(case: Case, medians: dict[str, Spent], versions: dict[str, Any]) -> dict[str, Any]:
-    """Useful tokens per second of both, and how many times the peer's ours are; None for a peer that is left out."""
+def figure(
+    case: Case, medians: dict[str, Spent], versions: dict[str, Any], reached: float | None = None
+) -> dict[str, Any]:
+    """Useful tokens per second of both, and how many times the peer's ours are; None for a peer that is left out.
+
+    `seconds` and `cpu_seconds` are of every side, the plainer ways too; `roofline` is None where there is none.
+    """
     useful = sum(case.limits)
     ours = useful / medians["ours"].seconds
     peer = useful / medians["peer"].seconds if "peer" in medians else None
-    return {"case": case.name, "ours": ours, "peer": peer, "ratio": peer and ours / peer, "versions": versions}
+    return {
+        "case": case.name,
+        "ours": ours,
+        "peer": peer,
+        "ratio": peer and ours / peer,
+        "seconds": {name: spent.seconds for name, spent in medians.items()},
+        "cpu_seconds": {name: spent.cpu_seconds for name, spent in medians.items()},
+        "roofline": reached,
+        "versions": versions,
+    }
 
 
-def run(repeats: int, peer: bench_peer.Peer | None) -> list[dict[str, Any]]:
-    """A figure for each case; ValueError, with nothing timed, if the two do not write the same."""
+def run(repeats: int, peer: peer_process.Peer | None, *, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """A figure for each case; ValueError, with nothing timed, if two sides do not write the same."""
     params = parameters()
     ours, versions = Ours(params), {"ours": runtime.versions()}
     if peer:
@@ -232,13 +286,15 @@ def run(repeats: int, peer: bench_peer.Peer | None) -> list[dict[str, Any]]:
             asked = {"do": "load", "weights": f"{scratch}/gemma", "sizes": tunix_sizes(model())}
             versions["peer"] = peer.ask(asked)["versions"]
         check(ours, peer)
+    check_plain(ours)
     figures = []
-    for case in cases():
+    for case in cases:
         sides = {"ours": timed(ours.sampler(case), case)}
+        sides |= {name: timed(sample, case) for name, sample in ours.plain(case).items()}
         if peer:
             sides["peer"] = peer_side(peer, case)
         medians = interleaved(sides, repeats)
-        figures.append(figure(case, medians, versions))
+        figures.append(figure(case, medians, versions, ours.reached(case, medians["ours"].seconds)))
         print(report(case, medians), flush=True)
     return figures
 

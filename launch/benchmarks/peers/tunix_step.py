@@ -40,7 +40,7 @@ ROLES = (rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLO
 
 
 def reward(text: str) -> float:
-    """The share of even ids: bench_step.py has the same."""
+    """The share of even ids: benchmarks/steps.py has the same."""
     ids = [int(word) for word in text.split()]
     return sum(token % 2 == 0 for token in ids) / len(ids)
 

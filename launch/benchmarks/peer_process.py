@@ -1,6 +1,6 @@
 """Somebody else's program as a child process that stays alive: a JSON object a line each way.
 
-The peers are the scripts of launch/peers/; each runs in an environment of its own, so that ours never needs theirs.
+The peers are the scripts of peers/; each runs in an environment of its own, so that ours never needs theirs.
 """
 
 import json
@@ -16,17 +16,21 @@ class MissingError(ValueError):
     """The peer's environment is not installed."""
 
 
+def python(script: pathlib.Path, environment: str) -> pathlib.Path:
+    """The Python that the peer's script runs in; MissingError if it is not installed."""
+    found = pathlib.Path(environment) / "bin" / "python"
+    if not found.is_file():
+        raise MissingError(f"{script.stem} is left out: there is no {found}; `make tunix-env` installs it (3 GB)")
+    return found
+
+
 class Peer:
     """A running peer.  As a context manager it ends the process."""
 
     def __init__(self, script: pathlib.Path, *, environment: str = ENVIRONMENT) -> None:
-        python = pathlib.Path(environment) / "bin" / "python"
-        if not python.is_file():
-            raise MissingError(f"{script.stem} is left out: there is no {python}; `make tunix-env` installs it (3 GB)")
         self.name = script.stem
-        self._process = subprocess.Popen(
-            [str(python), "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        command = [str(python(script, environment)), "-P", str(script)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> "Peer":
         return self

@@ -12,24 +12,25 @@ import pytest
 
 from thinkfirst.kernels import placement
 from thinkfirst.kernels.flash_attention import reference
-from thinkfirst.launch import bench, bench_gpu, timing
+from thinkfirst.launch import bench
+from thinkfirst.launch.benchmarks import gpu, timing
 
 SMALL = {
-    "window_fwd": functools.partial(bench_gpu.attention, 2, 24, (4, 1), width=16, window=5),
-    "causal_g2_fwd_bwd": functools.partial(bench_gpu.attention, 2, 24, (4, 2), width=16, soft_cap=5.0, gradient=True),
-    "packed_fwd": functools.partial(bench_gpu.attention, 1, 24, (2, 1), width=16, texts=4),
-    "token_logprob_fwd": functools.partial(bench_gpu.logprob, 8, 64, 16),
-    "token_logprob_fwd_grad": functools.partial(bench_gpu.logprob, 8, 64, 16, gradient=True),
-    "ring_decode": functools.partial(bench_gpu.decode, 2, 16, 16, (4, 1), width=16, window=16),
-    "full_decode_group": functools.partial(bench_gpu.decode, 2, 16, 32, (4, 1), width=16, tokens=16),
+    "window_fwd": functools.partial(gpu.attention, 2, 24, (4, 1), width=16, window=5),
+    "causal_g2_fwd_bwd": functools.partial(gpu.attention, 2, 24, (4, 2), width=16, soft_cap=5.0, gradient=True),
+    "packed_fwd": functools.partial(gpu.attention, 1, 24, (2, 1), width=16, texts=4),
+    "token_logprob_fwd": functools.partial(gpu.logprob, 8, 64, 16),
+    "token_logprob_fwd_grad": functools.partial(gpu.logprob, 8, 64, 16, gradient=True),
+    "ring_decode": functools.partial(gpu.decode, 2, 16, 16, (4, 1), width=16, window=16),
+    "full_decode_group": functools.partial(gpu.decode, 2, 16, 32, (4, 1), width=16, tokens=16),
 }
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(bench_gpu, "CASES", SMALL)
-    monkeypatch.setattr(bench_gpu, "OURS", "reference")
-    monkeypatch.setattr(bench_gpu, "CALLS", 1)
+    monkeypatch.setattr(gpu, "CASES", SMALL)
+    monkeypatch.setattr(gpu, "OURS", "reference")
+    monkeypatch.setattr(gpu, "CALLS", 1)
     monkeypatch.setattr(placement, "platform", lambda: "gpu")
 
 
@@ -39,9 +40,13 @@ def run(tmp_path, *arguments, status=0):
     return json.loads(out.read_text()) if out.exists() else None
 
 
+def by_case(figures):
+    return {figure["case"]: figure for figure in figures}
+
+
 @pytest.mark.slow
 def test_every_case_is_checked_and_timed(small, tmp_path, capsys):
-    figures = run(tmp_path)["cases"]
+    figures = by_case(run(tmp_path))
     assert set(figures) == set(SMALL)
     for name, figure in figures.items():
         assert {"ours"} < set(figure["seconds"]), name
@@ -57,7 +62,7 @@ def test_every_case_is_checked_and_timed(small, tmp_path, capsys):
 
 def test_a_peer_that_does_not_run_here_is_named_with_its_reason(small, tmp_path, capsys):
     """cuDNN on a CPU.  It has no soft cap and no segments either: there it is no peer."""
-    figures = run(tmp_path, "--cases=window_fwd,causal_g2_fwd_bwd,packed_fwd")["cases"]
+    figures = by_case(run(tmp_path, "--cases=window_fwd,causal_g2_fwd_bwd,packed_fwd"))
     assert list(figures["window_fwd"]["refused"]) == ["cudnn"]
     assert figures["window_fwd"]["refused"]["cudnn"] in capsys.readouterr().out
     assert figures["causal_g2_fwd_bwd"]["refused"] == figures["packed_fwd"]["refused"] == {}
@@ -76,11 +81,11 @@ def test_a_peer_is_given_the_same_task(small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokamax", types.SimpleNamespace(dot_product_attention=attention))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "there" if name == "tokamax" else find(name))
-    monkeypatch.setattr(bench_gpu, "_versions", lambda: {"device": "cpu"})
-    (figure,) = run(tmp_path, "--cases=window_fwd")["cases"].values()
+    monkeypatch.setattr(gpu, "_versions", lambda: {"device": "cpu"})
+    (figure,) = run(tmp_path, "--cases=window_fwd")
     assert set(figure["seconds"]) == {"ours", "xla", "tokamax"}
     ahead = 1
-    (figure,) = run(tmp_path, "--cases=window_fwd")["cases"].values()
+    (figure,) = run(tmp_path, "--cases=window_fwd")
     assert set(figure["seconds"]) == {"ours", "xla"}
     assert "is over 0.008; nothing is timed" in figure["refused"]["tokamax"]
 
@@ -101,8 +106,8 @@ def test_nothing_is_timed_when_ours_is_wrong(small, tmp_path, monkeypatch, capsy
 
 def test_seconds_are_of_one_unit_of_work(small, monkeypatch):
     monkeypatch.setattr(timing, "alternate", lambda sides, repeats: dict.fromkeys(sides, 16.0))
-    monkeypatch.setattr(bench_gpu, "CALLS", 2)
-    figure = bench_gpu.measured("ring_decode", SMALL["ring_decode"](), 1, peers=False)
+    monkeypatch.setattr(gpu, "CALLS", 2)
+    figure = gpu.measured("ring_decode", SMALL["ring_decode"](), 1, peers=False)
     assert figure["seconds"] == {"ours": 1.0}  # two calls of eight tokens
 
 

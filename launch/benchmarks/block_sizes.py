@@ -13,7 +13,7 @@ from typing import Any
 from thinkfirst.core import files
 from thinkfirst.kernels import blocks
 from thinkfirst.kernels.cost import profile, table
-from thinkfirst.launch import bench_kernels
+from thinkfirst.launch.benchmarks import cycle_counts
 
 GAIN = 0.01  # less is not worth an entry
 
@@ -22,7 +22,7 @@ Figure = dict[str, Any]
 
 def search(chip_names: Sequence[str], case_names: list[str], folder: pathlib.Path) -> tuple[list[Figure], int]:
     """A figure per choice, printed as they come, the best marked; 1 if a case has no choice that could be counted."""
-    versions = bench_kernels.versions(chip_names)
+    versions = cycle_counts.versions(chip_names)
     figures, status = [], 0
     for chip in chip_names:
         for row in table.chosen(case_names):
@@ -61,7 +61,7 @@ def _tried(row: table.Row, chip: str) -> tuple[list[Figure], list[str]]:
             shapes = [shape for op, shape in counted.looked_up if op == asked.op]
         except profile.ProfileError as error:
             figure["error"] = str(error)
-        shown = bench_kernels.shown(figure["cycles"]) if figure["cycles"] else figure["error"]
+        shown = cycle_counts.shown(figure["cycles"]) if figure["cycles"] else figure["error"]
         print(f"{row.case:24s} {chip:4s} {shown:>12}  {json.dumps(sizes) if sizes else 'default'}", flush=True)
         found.append(figure)
     return found, shapes

@@ -8,9 +8,9 @@ import pathlib
 import pytest
 
 from thinkfirst.kernels.cost import chips, table
-from thinkfirst.launch import bench_kernels, bench_report
+from thinkfirst.launch.benchmarks import cycle_counts, cycle_table
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "kernel_cycles.json").read_text())
 # cycles the profiler has to walk through for a case, at most: ten seconds of one core, and three for the other chips
 CHEAP = {"v5e": 400_000, "v5p": 100_000, "v6e": 100_000}
@@ -43,7 +43,7 @@ def test_every_case_is_written_down_and_some_of_each_chip_are_cheap_enough_to_co
 
 def test_the_page_shows_what_is_written_down():
     page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
-    assert bench_report.render(GOLDEN) in page, "docs/kernels.md and the golden cycles differ: run `make bench-kernels`"
+    assert cycle_table.render(GOLDEN) in page, "docs/kernels.md and the golden cycles differ: run `make bench-kernels`"
 
 
 @pytest.mark.long
@@ -58,6 +58,6 @@ def test_cycles_have_not_moved(golden):
         pytest.skip(f"left out: {golden['case']}: {golden['not_built'] or golden['error']}")
     if cost(golden) > CHEAP[golden["chip"]]:
         pytest.skip(f"left out for its {cost(golden):,} cycles: make bench-kernels counts all")
-    (found,), _ = bench_kernels.run([golden["chip"]], [golden["case"]], peers=False)
+    (found,), _ = cycle_counts.run([golden["chip"]], [golden["case"]], peers=False)
     assert not found["error"]
     assert measure(found) == pytest.approx(measure(golden), rel=GATE), "if it is meant: make bench-kernels"

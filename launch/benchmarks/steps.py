@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from thinkfirst.core import mesh, runtime, sharding
-from thinkfirst.launch import bench_peer, bench_rollout
+from thinkfirst.launch.benchmarks import peer_process, rollouts
 from thinkfirst.models import gemma, weights
 from thinkfirst.rl import (
     advantage,
@@ -43,24 +43,16 @@ OUR_SIZES = ((0, 4), (128, 1), (128, 2))  # (tokens of a row of packed samples, 
 PEER_UPDATE = (1, 2)  # prompts of a micro-batch
 PEER_ROLLOUT = (1, 2)  # all prompts at once, half of them
 LOGPROB, LOSS = 1e-3, 1e-4
-CHECKED = bench_rollout.Case("checked", 2, 4, 16, (3, 8, 5, 8, 2, 7, 4, 6))
+CHECKED = rollouts.Case("checked", 2, 4, 16, (3, 8, 5, 8, 2, 7, 4, 6))
 
 
-def cases() -> tuple[bench_rollout.Case, ...]:
-    """Four prompts of eight samples each: of one length, and every eighth length of bench_rollout's long tail."""
-    equal, tail = bench_rollout.cases()
+def cases() -> tuple[rollouts.Case, ...]:
+    """Four prompts of eight samples each: of one length, and every eighth length of rollouts's long tail."""
+    equal, tail = rollouts.cases()
     short = dataclasses.replace(equal, num_prompts=4, limits=(32,) * 32, prompt_tokens=32)
     longest_of_eight = np.minimum(np.sort(tail.limits)[7::8], ROOM)
     limits = tuple(np.random.default_rng(0).permutation(longest_of_eight).tolist())
     return short, dataclasses.replace(tail, num_prompts=4, limits=limits)
-
-
-def named(names: Sequence[str]) -> tuple[bench_rollout.Case, ...]:
-    """The cases of those names, all of them where there are none; ValueError for a name of no case."""
-    known = {case.name: case for case in cases()}
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"no case {unknown[0]!r}; there are {', '.join(known)}")
-    return tuple(known[name] for name in names or known)
 
 
 def share_of_even(ids: Sequence[int]) -> float:
@@ -71,7 +63,7 @@ def share_of_even(ids: Sequence[int]) -> float:
 class Subject(policy.Policy):
     """A policy whose prompts and limits are those of a case; text is ids with spaces between, as it is for the peer."""
 
-    case: bench_rollout.Case
+    case: rollouts.Case
 
     def prompts(self, problems: Sequence[batch.Problem]) -> batch.Prompts:
         """The prompts of the case, whatever the problems."""
@@ -114,7 +106,7 @@ class Limited(rollout.Engine):
         return found
 
 
-def stage(case: bench_rollout.Case, *, row_tokens: int = 0, micro_batches: int = 1) -> stages.Grpo:
+def stage(case: rollouts.Case, *, row_tokens: int = 0, micro_batches: int = 1) -> stages.Grpo:
     """The step: a mean over all tokens, KL k3."""
     unused = curriculum.Anneal(0.0, 0.0, 1)
     return stages.Grpo(
@@ -132,7 +124,7 @@ def stage(case: bench_rollout.Case, *, row_tokens: int = 0, micro_batches: int =
     )
 
 
-def sampling(case: bench_rollout.Case) -> batch.Sampling:
+def sampling(case: rollouts.Case) -> batch.Sampling:
     """As the trainer samples."""
     return batch.Sampling.of(max_new_tokens=max(case.limits))
 
@@ -148,35 +140,35 @@ class Ours:
 
     def __init__(self, params: gemma.Params) -> None:
         self._mesh = mesh.make(mesh.MeshConfig())
-        self._model = gemma.Model(bench_rollout.model(), self._mesh)
+        self._model = gemma.Model(rollouts.model(), self._mesh)
         self._params = jax.device_put(params, sharding.replicated(self._mesh))
 
-    def subject(self, case: bench_rollout.Case) -> Subject:
+    def subject(self, case: rollouts.Case) -> Subject:
         """The model for a case."""
-        lanes = bench_rollout.LANES // mesh.num_row_shards(self._mesh)
+        lanes = rollouts.LANES // mesh.num_row_shards(self._mesh)
         found = Subject(self._model, None, self._mesh, self._params, (), lanes=lanes)
         found.case = case
         return found
 
     def side(
-        self, case: bench_rollout.Case, seconds: list[dict[str, float]]
-    ) -> Callable[[tuple[int, int]], bench_rollout.Side]:
+        self, case: rollouts.Case, seconds: list[dict[str, float]]
+    ) -> Callable[[tuple[int, int]], rollouts.Side]:
         """side((row_tokens, micro_batches)) -> runs of a step; what each phase took is added to `seconds`."""
         subject, problems = self.subject(case), source.make(source.DataConfig(), 0)
 
-        def of(size: tuple[int, int]) -> bench_rollout.Side:
+        def of(size: tuple[int, int]) -> rollouts.Side:
             chosen = stage(case, row_tokens=size[0], micro_batches=size[1])
             transform, key = optimizer.make(chosen.optimizer, chosen.steps), jax.random.key(7)
             step = trainer.make_grpo_step(subject, chosen, problems, key, transform, remat="none", grade=grade)
             fresh = subject.fresh_adapter(chosen.lora, jax.random.key(1))
             state, number = (fresh, trainer.init_optimizer(transform, fresh, subject)), itertools.count(1)
 
-            def run() -> bench_rollout.Spent:
+            def run() -> rollouts.Spent:
                 nonlocal state
                 start, cpu_start = time.perf_counter(), time.process_time()
                 state, metrics, _ = step(state, next(number))
                 jax.block_until_ready(state)
-                spent = bench_rollout.Spent(time.perf_counter() - start, time.process_time() - cpu_start)
+                spent = rollouts.Spent(time.perf_counter() - start, time.process_time() - cpu_start)
                 if metrics["skipped"]:
                     raise ValueError(f"{case.name}: an update was not made: {metrics['fault']}")
                 seconds.append({name: metrics[f"time/{name}"] for name in ("rollout", "reward", "update")})
@@ -186,7 +178,7 @@ class Ours:
 
         return of
 
-    def judged(self, case: bench_rollout.Case, tokens: Sequence[Sequence[int]]) -> dict[str, Any]:
+    def judged(self, case: rollouts.Case, tokens: Sequence[Sequence[int]]) -> dict[str, Any]:
         """Log-probs, advantages and loss of completions that the peer has sampled."""
         width, lengths = max(case.limits), np.array([len(row) for row in tokens], np.int32)
         tokens_BT = np.array([[*row, *[0] * (width - len(row))] for row in tokens], np.int32)
@@ -209,7 +201,7 @@ class Ours:
 
 
 def request(
-    case: bench_rollout.Case, *, update_prompts: int, rollout_prompts: int, details: bool = False
+    case: rollouts.Case, *, update_prompts: int, rollout_prompts: int, details: bool = False
 ) -> dict[str, Any]:
     """What the peer is asked for."""
     chosen = stage(case)
@@ -235,7 +227,7 @@ def request(
     }
 
 
-def check(ours: Ours, peer: bench_peer.Peer) -> None:
+def check(ours: Ours, peer: peer_process.Peer) -> None:
     """ValueError unless a step of the peer's has here the log-probs, advantages and loss that it has there."""
     asked = request(CHECKED, update_prompts=CHECKED.num_prompts, rollout_prompts=CHECKED.num_prompts, details=True)
     theirs = peer.ask(asked)
@@ -256,35 +248,35 @@ def check(ours: Ours, peer: bench_peer.Peer) -> None:
     print(f"checked: what {peer.name} sampled is worth the same here ({told}; loss {mine['loss']:.4f})", flush=True)
 
 
-def peer_side(peer: bench_peer.Peer, case: bench_rollout.Case, seconds: list[dict[str, float]]) -> bench_rollout.Side:
+def peer_side(peer: peer_process.Peer, case: rollouts.Case, seconds: list[dict[str, float]]) -> rollouts.Side:
     """Steps of the peer with the sizes it is fastest with, compiled; what its rollouts took is added to `seconds`."""
 
-    def side(update_prompts: int, rollout_prompts: int) -> bench_rollout.Side:
+    def side(update_prompts: int, rollout_prompts: int) -> rollouts.Side:
         asked = request(case, update_prompts=update_prompts, rollout_prompts=rollout_prompts)
 
-        def run() -> bench_rollout.Spent:
+        def run() -> rollouts.Spent:
             answer = peer.ask(asked)
             whole, sampling = answer["seconds"], answer["rollout_seconds"]
             seconds.append({"rollout": sampling, "rest": whole - sampling})
-            return bench_rollout.Spent(whole, answer["cpu_seconds"])
+            return rollouts.Spent(whole, answer["cpu_seconds"])
 
         return run
 
     parts = [-(-case.num_prompts // divided) for divided in PEER_ROLLOUT]
     sides = {(update, sampled): side(update, sampled) for update in PEER_UPDATE for sampled in parts}
-    best = bench_rollout.fastest(sides)
+    best = rollouts.fastest(sides)
     print(f"{case.name}: {peer.name} samples {best[1]} prompts at a time, and learns from {best[0]}", flush=True)
     return sides[best]
 
 
-def run(repeats: int, peer: bench_peer.Peer | None, *, cases: Sequence[bench_rollout.Case]) -> list[dict[str, Any]]:
+def run(repeats: int, peer: peer_process.Peer | None, *, cases: Sequence[rollouts.Case]) -> list[dict[str, Any]]:
     """A figure for each case; ValueError, with nothing timed, if the two do not compute the same."""
-    params = bench_rollout.parameters()
+    params = rollouts.parameters()
     ours, versions = Ours(params), {"ours": runtime.versions()}
     if peer:
         with tempfile.TemporaryDirectory() as scratch:
-            weights.save(f"{scratch}/gemma", gemma.Model(bench_rollout.model()), params)
-            sizes = bench_rollout.tunix_sizes(bench_rollout.model())
+            weights.save(f"{scratch}/gemma", gemma.Model(rollouts.model()), params)
+            sizes = rollouts.tunix_sizes(rollouts.model())
             asked = {"do": "load", "weights": f"{scratch}/gemma", "sizes": sizes}
             versions["peer"] = peer.ask(asked)["versions"]
         check(ours, peer)
@@ -293,17 +285,17 @@ def run(repeats: int, peer: bench_peer.Peer | None, *, cases: Sequence[bench_rol
         seconds: dict[str, list[dict[str, float]]] = {"ours": []}
         side_of = ours.side(case, seconds["ours"])
         tried = {size: side_of(size) for size in OUR_SIZES}
-        best = bench_rollout.fastest(tried)
+        best = rollouts.fastest(tried)
         rows = f"rows of {best[0]} tokens, packed" if best[0] else "rows of a sample each"
         print(f"{case.name}: ours learns from {rows}, in {best[1]} micro-batches", flush=True)
         sides = {"ours": tried[best]}
         if peer:
             seconds["peer"] = []
             sides["peer"] = peer_side(peer, case, seconds["peer"])
-        medians = bench_rollout.interleaved(sides, repeats)
+        medians = rollouts.interleaved(sides, repeats)
         phases = {name: _medians(spent[-repeats:]) for name, spent in seconds.items()}
-        figures.append({**bench_rollout.figure(case, medians, versions), "phases": phases})
-        print(bench_rollout.report(case, medians), flush=True)
+        figures.append({**rollouts.figure(case, medians, versions), "phases": phases})
+        print(rollouts.report(case, medians), flush=True)
         for name, of in phases.items():
             print(f"  {name}: " + ", ".join(f"{phase} {spent:.2f} s" for phase, spent in of.items()), flush=True)
     return figures

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from thinkfirst.core import files
-from thinkfirst.launch import bench_kernels
+from thinkfirst.launch.benchmarks import cycle_counts
 
 BEGIN = "<!-- make bench-kernels writes from here -->"
 END = "<!-- to here -->"
@@ -42,32 +42,32 @@ def render(figures: list[dict[str, Any]]) -> str:
 
 def _cells(figure: dict[str, Any]) -> tuple[str, ...]:
     counted = figure["cycles"] is not None
-    peers = [(figure["peer"], bench_kernels.peer_shown(figure))] if figure["peer_cycles"] else []
-    peers += [(f"{name} (recorded)", bench_kernels.shown(cycles)) for name, cycles in figure["recorded"].items()]
+    peers = [(figure["peer"], cycle_counts.peer_shown(figure))] if figure["peer_cycles"] else []
+    peers += [(f"{name} (recorded)", cycle_counts.shown(cycles)) for name, cycles in figure["recorded"].items()]
     return (
         figure["case"],
         figure["chip"],
-        bench_kernels.ours_shown(figure) if counted else figure["not_built"] or figure["error"],
+        cycle_counts.ours_shown(figure) if counted else figure["not_built"] or figure["error"],
         _target(figure, counted=counted),
         _temp(figure),
-        bench_kernels.mebibytes(figure["vmem_bytes"]) if figure["vmem_bytes"] else "",
-        bench_kernels.mebibytes(figure["spill_bytes"]) if counted else "",
+        cycle_counts.mebibytes(figure["vmem_bytes"]) if figure["vmem_bytes"] else "",
+        cycle_counts.mebibytes(figure["spill_bytes"]) if counted else "",
         "<br>".join(name for name, _ in peers),
         "<br>".join(cycles for _, cycles in peers),
-        bench_kernels.mebibytes(figure["peer_temp_bytes"]) if figure["peer_temp_bytes"] is not None else "",
+        cycle_counts.mebibytes(figure["peer_temp_bytes"]) if figure["peer_temp_bytes"] is not None else "",
     )
 
 
 def _target(figure: dict[str, Any], *, counted: bool) -> str:
     if not figure["target"]:
         return ""
-    return bench_kernels.shown(figure["target"]) + (f", {bench_kernels.target_verdict(figure)}" if counted else "")
+    return cycle_counts.shown(figure["target"]) + (f", {cycle_counts.target_verdict(figure)}" if counted else "")
 
 
 def _temp(figure: dict[str, Any]) -> str:
     if figure["temp_bytes"] is None:
         return ""
-    found, most = (bench_kernels.mebibytes(figure[name] or 0) for name in ("temp_bytes", "temp_target"))
+    found, most = (cycle_counts.mebibytes(figure[name] or 0) for name in ("temp_bytes", "temp_target"))
     if not figure["temp_target"] or figure["temp_case"] == figure["case"]:
         return found
-    return f"{found} of {most}, {bench_kernels.verdict(figure['temp_bytes'], figure['temp_target'])}"
+    return f"{found} of {most}, {cycle_counts.verdict(figure['temp_bytes'], figure['temp_target'])}"
