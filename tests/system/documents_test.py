@@ -64,6 +64,9 @@ def fault(command):
     if words[0] == "make":
         name = next(word for word in words[1:] if "=" not in word)  # what follows may be what it does
         return "" if name in targets() or name.startswith(".") else f"make has no {name}"
+    command, behind, trained = command.partition(" -- ")
+    if behind and (why := fault(f"thinkfirst-train {trained}")):
+        return why
     found = PROGRAM.match(command)
     program = importlib.import_module(f"thinkfirst.launch.{found[1] or found[2]}")
     line = program.define_flags()
