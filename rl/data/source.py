@@ -75,6 +75,7 @@ class Arithmetic:
         if not 0 <= config.long <= 2:
             raise ValueError(f"long {config.long} must lie in 0..2")
         self._config, self._seed = config, seed
+        self._each = _share(config.held_out, len(arithmetic.DIFFICULTIES), "difficulties")
 
     def problem(self, index: int, difficulty: str) -> batch.Problem:
         return arithmetic.problem(3 * self._seed, index, difficulty, long=self._config.long)
@@ -90,8 +91,7 @@ class Arithmetic:
 
     def held_out(self) -> list[batch.Problem]:
         """The same problems whatever the seed, so that runs can be compared."""
-        count = self._config.held_out // len(arithmetic.DIFFICULTIES)
-        return arithmetic.held_out(0, count, long=self._config.long)
+        return arithmetic.held_out(0, self._each, long=self._config.long)
 
     def fingerprint(self) -> str:
         """That of the first few: all are made by the same code."""
@@ -149,6 +149,7 @@ class SmallWorld:
         if not 0 <= config.slip_share <= 1:
             raise ValueError(f"slip_share {config.slip_share} is not a share")
         self._config, self._seed, self._domains = config, seed, domains
+        self._each = _share(config.held_out, len(small_world.DOMAINS), "domains")
 
     def problem(self, index: int, difficulty: str) -> batch.Problem:
         return small_world.problem(2 * self._seed, index, self._domains[index % len(self._domains)], difficulty)
@@ -162,13 +163,20 @@ class SmallWorld:
 
     def held_out(self) -> list[batch.Problem]:
         """The same problems whatever the seed, so that runs can be compared."""
-        return small_world.held_out(self._config.held_out // len(small_world.DOMAINS))
+        return small_world.held_out(self._each)
 
     def fingerprint(self) -> str:
         """That of the first few: all are made by the same code."""
         few = range(PRINTED)
         asked = [self.problem(index, arithmetic.DIFFICULTIES[index % 3]) for index in few]
         return digest.of_rows([*asked, *map(self.demonstration, few), *self.held_out()])
+
+
+def _share(held_out: int, kinds: int, of: str) -> int:
+    """How many held-out problems each kind has; ValueError if there is none of some."""
+    if held_out < kinds:
+        raise ValueError(f"data.held_out={held_out} leaves some of the {kinds} {of} without a problem to evaluate on")
+    return held_out // kinds
 
 
 class Files:

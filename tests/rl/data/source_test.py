@@ -80,3 +80,10 @@ def test_missing_files_are_named(tmp_path):
 def test_a_share_that_is_none_is_refused():
     with pytest.raises(ValueError, match="slip_share 2"):
         source.make(source.DataConfig(slip_share=2.0), seed=0)
+
+
+@pytest.mark.parametrize(("kind", "fewest"), [("arithmetic", 3), ("small_world", 6), ("small_world_open", 6)])
+def test_held_out_problems_of_every_kind_are_needed(kind, fewest):
+    assert len(source.make(source.DataConfig(kind=kind, held_out=fewest), 0).held_out()) == fewest
+    with pytest.raises(ValueError, match=rf"data\.held_out={fewest - 1} leaves some of the {fewest} "):
+        source.make(source.DataConfig(kind=kind, held_out=fewest - 1), 0)
