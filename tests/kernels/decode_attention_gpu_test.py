@@ -10,7 +10,7 @@ from thinkfirst.kernels.decode_attention import api, gpu
 BOUND = {"float32": 2e-6, "bfloat16": 8e-3}  # rounded: weights, result
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equals_the_reference_under_the_interpreter():
     rows = triton_program.run("decode_attention.py", "parity")
     assert len(rows) == 10
@@ -19,7 +19,7 @@ def test_equals_the_reference_under_the_interpreter():
         assert row["same_cache"], row
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiles_for_hopper_without_spills():
     rows = triton_program.run("decode_attention.py", "resources")
     assert len(rows) == 8

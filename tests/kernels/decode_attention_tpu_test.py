@@ -56,7 +56,7 @@ def test_a_ring_before_and_after_it_wraps(capfd):
     _check_ring(capfd, (2, 2, 1, 64, 32), [31, 100], window=32, soft_cap=5.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shape", "position", "window", "dtype"),
     [
@@ -71,7 +71,7 @@ def test_rings(capfd, shape, position, window, dtype):
     _check_ring(capfd, shape, position, dtype, window=window)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("position", [[0, 15, 16, 40], [95, 2, 200, 95]])
 def test_blocks_beyond_every_rows_length_are_skipped(capfd, position):
     """Three blocks of 32 slots, two rows a step: what a row has not reached is NaN, and never looked at."""
@@ -117,7 +117,7 @@ def test_rows_of_two_prompts_in_any_order(capfd):
 SCATTERED = [3, 1, 3, 3, 0, 1, 3, 3, 3, 1, 3, 3]  # runs of 1, 3, 0 and 8 rows
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("group", [[0] * 4 + [1] * 4 + [2] * 4, [1] * 12, SCATTERED, list(range(12))])
 def test_runs_of_any_length_and_prompts_in_blocks(capfd, monkeypatch, group):
     """Four rows at a time, own caches of two blocks; prompts of three blocks, of which one, none and three are used."""
@@ -128,14 +128,14 @@ def test_runs_of_any_length_and_prompts_in_blocks(capfd, monkeypatch, group):
     _check_grouped(capfd, shape, position, [20, 0, 96, 33, *range(8)], group, tokens=96, cut=cut)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_window_over_prompt_and_own_tokens(capfd):
     """A ring of 32 slots: rows whose window holds all of the prompt, a part, one token and none of it."""
     shape, position = (6, 4, 1, 64, 32), [0, 4, 30, 31, 32, 100]
     _check_grouped(capfd, shape, position, [48, 20, 48], [0, 0, 0, 1, 2, 1], tokens=48, window=32)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_group_of_three_in_bfloat16(capfd):
     _check_grouped(capfd, (3, 4, 1, 128, 64), [0, 63, 40], [33], [0, 0, 0], tokens=48, dtype=jnp.bfloat16)
 
@@ -185,7 +185,7 @@ def _check_coded(capfd, shape, position, length, group, *, tokens, **settings):
     assert "RACE" not in capfd.readouterr().out.upper()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_bit_caches(capfd):
     """Two key/value heads, two blocks of own slots, two of which a row has not come to; rows of two prompts mixed."""
     position = [0, 127, 128, 255]
@@ -236,7 +236,7 @@ def _compiled(function, operands):
     return jax.jit(function, donate_argnums=2).lower(*operands).compile()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("chip", ["v5e:2x2"], indirect=True)
 @pytest.mark.parametrize("name", cases.CASES)
 def test_the_cases_compile(chip, name):
@@ -252,14 +252,14 @@ def _cache(coded, *shape):
     return jax.ShapeDtypeStruct((*shape, 256), jnp.bfloat16)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("heads", "kv_heads", "soft_cap"), [(4, 1, 0.0), (8, 4, 50.0)])
 def test_128_slots_of_1280_tokens_compile(chip, heads, kv_heads, soft_cap):
     """Gemma 3 1B and Gemma 2 2B: prompts of 256, own tokens up to 1,024; then a ring of 512, all lengths as data."""
     compile_slots(chip, heads, kv_heads, soft_cap, coded=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("chip", ["v5e:2x2"], indirect=True)
 @pytest.mark.parametrize(("heads", "kv_heads", "soft_cap"), [(4, 1, 0.0), (8, 4, 50.0)])
 def test_128_slots_of_8_bits_compile(chip, heads, kv_heads, soft_cap):
@@ -285,7 +285,7 @@ def compile_slots(chip, heads, kv_heads, soft_cap, *, coded):
     _compiled(both, chip(operands))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("chip", ["v5e:2x2"], indirect=True)
 def test_no_layer_is_copied_out_of_the_stack(chip):
     """Tokens in a loop, layers in a scan, caches carried: less is set aside than one layer of one cache."""

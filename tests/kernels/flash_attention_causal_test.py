@@ -69,7 +69,7 @@ def test_a_row_in_two_blocks(capfd):
     check(draw(256), jnp.ones((1, 256), int), capfd)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("length", [1, 63, 127, 512, 1000])
 def test_any_length(length, capfd, monkeypatch):
     if length == 1000:
@@ -77,13 +77,13 @@ def test_any_length(length, capfd, monkeypatch):
     check(draw(length), jnp.ones((1, length), int), capfd)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("window", [1, 128, 129, 500])
 def test_any_window(window, capfd):
     check(draw(300), packed(170, 130), capfd, window=window)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("heads", "groups", "soft_cap"), [(2, 2, 0.0), (2, 2, 5.0), (4, 2, 0.0), (4, 2, 70.0), (4, 1, 0.0), (4, 1, 2.0)]
 )
@@ -91,19 +91,19 @@ def test_any_heads_and_soft_cap(heads, groups, soft_cap, capfd):
     check(draw(200, heads, groups), packed(150, 50), capfd, soft_cap=soft_cap)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("soft_cap", [0.0, 5.0])
 def test_bfloat16(soft_cap, capfd):
     check(draw(256, 4, 2, width=128, dtype="bfloat16"), packed(100, 156), capfd, soft_cap=soft_cap)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_texts_in_rows_packed_differently(capfd):
     rows = [np.repeat([1, 2, 3, 0], [128, 5, 200, 51]), np.repeat([7, 3, 7], [130, 120, 134]), np.zeros(384)]
     check(draw(384, batch=3), jnp.asarray(np.stack(rows).astype(np.int32)), capfd)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scores_far_apart(capfd):
     """A running maximum that rises and falls from block to block."""
     query, key, value, upstream = draw(384)

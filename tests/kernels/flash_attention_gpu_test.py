@@ -14,7 +14,7 @@ from thinkfirst.kernels.flash_attention import api, gpu
 BOUND = {"float32": 2e-6, "bfloat16": 8e-3}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equals_the_reference_under_the_interpreter():
     rows = triton_program.run("flash_attention.py", "parity")
     assert len(rows) == 11
@@ -23,7 +23,7 @@ def test_equals_the_reference_under_the_interpreter():
             assert row[name] <= BOUND[row["dtype"]], row
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiles_for_hopper_without_spills():
     rows = triton_program.run("flash_attention.py", "resources")
     assert len(rows) == 12

@@ -102,14 +102,14 @@ def test_several_blocks(*, kind, lengths, heads, groups, span, soft_cap, normed,
     check(kind, arrays, packed(*lengths), capfd, normed=normed, window=span, soft_cap=soft_cap)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "span"), [("window", 384), ("causal", 0)])
 def test_bfloat16(kind, span, capfd, monkeypatch):
     monkeypatch.setattr(causal_plan, "BLOCKS", (256,))
     check(kind, drawn(1000, 2, 1, dtype="bfloat16"), packed(400, 600), capfd, window=span)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["window", "causal"])
 def test_rows_and_groups_do_not_mix(kind, capfd):
     """Two key/value heads in a step of the causal kernel, two rows with other texts; the second row is empty."""
@@ -118,7 +118,7 @@ def test_rows_and_groups_do_not_mix(kind, capfd):
     check(kind, drawn(220, 4, 2, batch=2), place, capfd, window=150)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("width", [64, 256])
 @pytest.mark.parametrize("span", [100, 0])
 def test_every_backend_and_width(width, span):
@@ -191,7 +191,7 @@ def test_widest_windows_fit_on_chip(*, chip, length, heads, groups, span, dtype,
     compiled(chip, gradients, shapes, monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("attend", "heads", "groups", "depth"),
     [

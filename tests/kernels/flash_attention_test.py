@@ -46,7 +46,7 @@ def test_uneven_heads_are_refused():
         api.attention(x, x[:, :, :2], x[:, :, :2], jnp.ones((1, 2), int), scale=1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("window", [0, 5, 200])
 def test_a_kernel_asked_for_by_name_is_the_reference(window):
     query, key, value = (jax.random.normal(jax.random.key(i), (1, 140, 2, 64)) for i in range(3))

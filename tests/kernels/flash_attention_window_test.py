@@ -81,21 +81,21 @@ def test_many_tiles(capfd, *, length, window, soft_cap, heads, groups, segments)
     expect_equal(arrays, SEGMENTS[segments](length), capfd, scale=0.2, window=window, soft_cap=soft_cap)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bfloat16(capfd):
     arrays = operands(1024, 2, 1, width=128, dtype="bfloat16")
     # Weights and score gradients are rounded to bfloat16 before a product over up to 512 keys: errors add up.
     expect_equal(arrays, SEGMENTS["many"](1024), capfd, slack=2.0, scale=0.1, window=512, soft_cap=4.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_of_a_batch_do_not_mix(capfd):
     arrays = operands(257, 2, 1, batch=2)
     segment = jnp.concatenate([SEGMENTS["many"](257), SEGMENTS["empty"](257)])
     expect_equal(arrays, segment, capfd, scale=0.2, window=150, soft_cap=0.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_keys_of_another_segment_are_not_read():
     """Blocks that share no segment are skipped: NaN in them, which a mask alone would let through, stays there."""
     query, key, value, _ = operands(512, 1, 1)
@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused():
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6e:2x4"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("chip", ["v4", "v5p", "v6e"])  # v5e is below, with its memory
 def test_compiles_for_gemma_3_1b(chip, monkeypatch):
     slices.compiled(TOPOLOGIES[chip], *cases_window.forward_and_backward())
@@ -150,7 +150,7 @@ def test_compiles(*, chip, length, heads, groups, width, span, soft_cap, dtype, 
     slices.compiled(TOPOLOGIES[chip], gradients, (query, key, key, segment))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_large_array_besides_the_results(monkeypatch):
     memory = slices.compiled(TOPOLOGIES["v5e"], *cases_window.forward_and_backward(batch=8)).memory_analysis()
     assert memory.temp_size_in_bytes <= 2**20

@@ -18,7 +18,7 @@ from thinkfirst.kernels.sample import api, cases, noise, reference, tpu
 
 CAREFUL = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
 NO_TRUNCATION = {"top_k": jnp.int32(0), "top_p": jnp.float32(1), "min_p": jnp.float32(0)}
-SLOW = pytest.mark.slow
+SLOW = pytest.mark.long
 
 
 def operands(rows, vocabulary, width, dtype=jnp.float32, seed=0):

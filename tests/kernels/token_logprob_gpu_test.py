@@ -12,7 +12,7 @@ from thinkfirst.kernels.token_logprob import api, gpu
 GRADIENT_BOUND = {"float32": 2e-6, "bfloat16": 5e-3}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equals_the_reference_under_the_interpreter():
     rows = triton_program.run("token_logprob.py", "parity")
     assert len(rows) == 7
@@ -23,7 +23,7 @@ def test_equals_the_reference_under_the_interpreter():
         assert row.get("table_gradient", 0.0) <= GRADIENT_BOUND[row["dtype"]], row
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiles_for_hopper_without_spills():
     rows = triton_program.run("token_logprob.py", "resources")
     assert len(rows) == 8
@@ -32,7 +32,7 @@ def test_compiles_for_hopper_without_spills():
     assert all(row["wgmma"] for row in rows if row["dtype"] == "bfloat16")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_workspace_is_of_one_chunk_of_tokens():
     assert triton_program.run("token_logprob.py", "workspace") == [{"whole": False, "chunk": True}]
 

@@ -12,7 +12,7 @@ import tolerance
 from thinkfirst.core import mesh as mesh_lib
 from thinkfirst.kernels.token_logprob import chunked, reference, streamed, tpu
 
-SLOW = pytest.mark.slow
+SLOW = pytest.mark.long
 LENGTH, SIZE, WIDTH = 24, 2048, 128
 
 

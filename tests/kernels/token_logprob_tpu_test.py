@@ -71,11 +71,11 @@ def check(sweep, arrays, *, soft_cap=0.0, entropy_weight=0.0, entropy_gradient=F
 @pytest.mark.parametrize(
     ("length", "size", "soft_cap", "arguments"),
     [
-        pytest.param(1, 300, 0.0, {}, marks=pytest.mark.slow),
+        pytest.param(1, 300, 0.0, {}, marks=pytest.mark.long),
         (63, 256, 5.0, {"dtype": "bfloat16", "temperature": 0.7}),
-        pytest.param(127, 334, 0.0, {"dtype": "bfloat16", "floor": -6.0, "temperature": 1.3}, marks=pytest.mark.slow),
-        pytest.param(512, 200, 30.0, {"dtype": "bfloat16"}, marks=pytest.mark.slow),
-        pytest.param(1000, 256, 0.0, {}, marks=pytest.mark.slow),
+        pytest.param(127, 334, 0.0, {"dtype": "bfloat16", "floor": -6.0, "temperature": 1.3}, marks=pytest.mark.long),
+        pytest.param(512, 200, 30.0, {"dtype": "bfloat16"}, marks=pytest.mark.long),
+        pytest.param(1000, 256, 0.0, {}, marks=pytest.mark.long),
     ],
 )
 def test_kernel_is_the_reference(capfd, length, size, soft_cap, arguments):
@@ -83,7 +83,7 @@ def test_kernel_is_the_reference(capfd, length, size, soft_cap, arguments):
     assert "RACE" not in "".join(capfd.readouterr()).upper()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("soft_cap", "floor"), [(0.0, -np.inf), (5.0, -5.5)])
 def test_gradient_of_the_entropy_comes_from_the_same_sweep(soft_cap, floor):
     arrays = operands(33, 300, floor=floor)
@@ -120,7 +120,7 @@ def test_a_token_of_another_shard_has_no_logit_and_no_row():
     tolerance.assert_close(found.logit_T, (arrays.hidden_TD * rows_TD).sum(axis=1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_large_logits_do_not_overflow_and_a_sure_token_has_no_gradient():
     arrays = operands(16, 256)
     sure_TD = 100.0 * arrays.table_VD[arrays.token_T]
@@ -172,7 +172,7 @@ def test_whole_blocks_of_gemma2_2b_compile_for(monkeypatch, topology, vmem):
 
 
 @compiles
-@pytest.mark.slow
+@pytest.mark.long
 @CHIPS
 def test_every_part_compiles_for(monkeypatch, topology, vmem):
     """Few tokens: small blocks compile in half the time."""
@@ -181,14 +181,14 @@ def test_every_part_compiles_for(monkeypatch, topology, vmem):
 
 
 @compiles
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("length", [1, 130, 1000])
 def test_uneven_lengths_compile(length):
     compiled("v5e:2x4", cases.forward_gradient(30.0, length, 1002, 128))
 
 
 @compiles
-@pytest.mark.slow
+@pytest.mark.long
 def test_8192_tokens_over_262144_words_take_45_mib():
     memory = compiled("v5e:2x4", cases.forward_gradient(0.0, 8192, 262144, 1152)).memory_analysis()
     assert memory.temp_size_in_bytes <= 45 * 2**20

@@ -29,6 +29,7 @@ def generated(tmp_path):
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["hf_gemma2", "hf_gemma3"])
 def test_the_likeliest_tokens_are_those_of_transformers(name, generated):
     with np.load(GOLDEN / f"{name}.npz") as golden:

@@ -28,6 +28,7 @@ def scored(tmp_path):
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["hf_gemma2", "hf_gemma3"])
 def test_log_probs_are_those_of_transformers(name, scored, tmp_path):
     with np.load(GOLDEN / f"{name}.npz") as golden:

@@ -87,7 +87,7 @@ def gap(left, right):
     return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "cut", [{"micro_batches": 2}, {"micro_batches": 8}, {"micro_batches": 4, "remat": "attention"}]
 )

@@ -69,7 +69,7 @@ def compiled_anew():
     jax.config.update("jax_compilation_cache_include_metadata_in_key", False)  # noqa: FBT003
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_operations_are_in_the_scopes_of_what_they_are_for(name, compiled_anew):
     make, expected = PROGRAMS[name]

@@ -10,7 +10,7 @@ from thinkfirst.kernels.cost import child
 SAMPLE = "thinkfirst.kernels.sample.cases"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="left out: block sizes on trial; libtpu is not installed"
 )

@@ -99,7 +99,7 @@ def test_a_child_that_fails_is_an_error_that_names_the_case():
 
 
 @needs_libtpu
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_child_tells_memory_kernels_and_cycles():
     found = profile.estimate(CALIBRATION, "matmul_small", chip="v5e")
     assert list(found.operations) == ["matmul.1"]
@@ -112,7 +112,7 @@ def test_a_child_tells_memory_kernels_and_cycles():
 
 
 @needs_libtpu
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("chip", list(chips.CHIPS))
 def test_a_large_block_spills_and_a_small_one_does_not(chip):
     """A block of 512 x 1024 sums is 512 registers of 8 x 128, one of 128 x 128 is 16; there are 64."""

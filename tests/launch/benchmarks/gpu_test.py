@@ -44,7 +44,7 @@ def by_case(figures):
     return {figure["case"]: figure for figure in figures}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_case_is_checked_and_timed(small, tmp_path, capsys):
     figures = by_case(run(tmp_path))
     assert set(figures) == set(SMALL)

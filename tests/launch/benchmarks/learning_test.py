@@ -218,7 +218,7 @@ def test_a_peer_that_begins_elsewhere_is_refused(subject, monkeypatch):
         learning.Theirs(task(), subject, 0, Told(told)).step(1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_distance_is_that_of_the_engines_log_probs(subject):
     """What the engine sampled is near; one log-prob moved by a hundredth is that far."""
     asked = problems()
@@ -236,7 +236,7 @@ def test_the_distance_is_that_of_the_engines_log_probs(subject):
     assert learning.distance(*given, sampled, room=12) == pytest.approx(0.01, abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ours_learns_by_the_trainers_step(subject):
     """Short answers are paid for here: the base, which knows no tags, earns nothing else that differs."""
     side = learning.Ours(task(steps=2, overlong=overlong.OverlongConfig(buffer=20)), subject, 0)
@@ -251,7 +251,7 @@ def test_ours_learns_by_the_trainers_step(subject):
     assert subject.adapter is None  # another seed begins anew
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not (TUNIX / "bin" / "python").is_file(), reason="left out: Tunix learns; `make tunix-env`")
 def test_tunix_learns_from_the_rewards_it_is_given(subject, monkeypatch):
     monkeypatch.delenv("JAX_NUMPY_DTYPE_PROMOTION", raising=False)  # strict is for us

@@ -23,7 +23,7 @@ def small(monkeypatch):
         monkeypatch.setattr(logprob, name, size)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_way_is_checked_and_timed(small, capsys):
     found = updates.run(1)
     assert [figure["case"] for figure in found] == ["update", "score", "token_logprob"]
@@ -37,7 +37,7 @@ def test_every_way_is_checked_and_timed(small, capsys):
     assert "update: 8 samples, 80 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("scale", "complaint"),
     [(1.01, "gradient, ours: 0.0"), (float("nan"), "gradient, logits written out: something is not finite")],
