@@ -160,7 +160,7 @@ def _grpo(
         stage, subject, lambda name: update(rows, name, stage.micro_batches), full_bytes=line.at(rows), prompt=prompt
     )
     updated = update(rows, remat, stage.micro_batches)
-    shape = plan_programs.engine_shape(stage, subject, prompt=prompt, lanes=recipe.lanes)
+    shape = plan_programs.engine_shape(stage, subject, prompt=prompt, lanes=recipe.lanes, int8=recipe.int8_cache)
     about = f"{stage.name}: the rollout"
     engine = compiler.weigh(about, plan_programs.rollout(subject, shape), 0, resident=resident)
     rolled_out = plan.rolled_out(stage, subject, shape, compiler.roof, engine)

@@ -63,11 +63,13 @@ def trained(shape: model_config.GemmaConfig, mesh: Mesh, stage: stages.Grpo | st
     return Trained(model, mesh, params, adapter, transform, opt_state)
 
 
-def engine_shape(stage: stages.Grpo, subject: Trained, *, prompt: int, lanes: int) -> scheduler.Shape:
+def engine_shape(
+    stage: stages.Grpo, subject: Trained, *, prompt: int, lanes: int, int8: bool = False
+) -> scheduler.Shape:
     """What the rollout engine compiles for when every prompt is as long as it may be."""
     placed = spread.Spread.of(stage.prompts, stage.group, subject.shards)
     most = int(placed.counts.max())
-    rooms = kv_cache.Rooms(prompt, stage.max_new_tokens)
+    rooms = kv_cache.Rooms(prompt, stage.max_new_tokens, int8)
     return scheduler.shape_of(most, most * stage.group, lanes=lanes, rooms=rooms, truncated=_truncated(stage))
 
 
