@@ -20,7 +20,7 @@ LAYERS := core kernels models rl launch
 READY := .venv/.ok
 TRITON := .venv/.triton-ok
 
-.PHONY: help demo demo-small demo-base pipelines ablate crash bench bench-kernels block-sizes bench-tunix tunix-env test test-long quick lint types wheel wheel-check build-file golden parity clean
+.PHONY: help demo demo-small demo-base sections-base pipelines ablate crash bench bench-kernels block-sizes bench-tunix tunix-env test test-long quick lint types wheel wheel-check build-file golden parity clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,7 +28,7 @@ help:
 	@echo "make demo-small   the same, smaller: what .ci/run does"
 	@echo "make pipelines    both pipelines whole, on this machine: SFT, GRPO, gates, distillation, reports (12 minutes)"
 	@echo "make ablate       what each part of the reward does (ARGS=--train: in training runs, hours)"
-	@echo "make demo-base    pretrain the base model that the demo starts from"
+	@echo "make demo-base    pretrain the base model that the demo starts from; make sections-base: that of think_first_tiny"
 	@echo "make bench        check the kernels, then time rollouts and updates (ARGS=--compare=OLD.json)"
 	@echo "make bench-kernels    estimated TPU cycles of the kernels and their peers (no TPU needed; CHIPS='v5e v5p v6e')"
 	@echo "make block-sizes  try the kernels' block sizes for those chips, and write the best into kernels/block_sizes"
@@ -59,6 +59,9 @@ ablate: $(READY)
 
 demo-base: $(READY)
 	$(BIN)/python -m thinkfirst.launch.train --recipe=demo_base --set seed=$(SEED) $(ARGS)
+
+sections-base: $(READY)
+	$(BIN)/python -m thinkfirst.launch.train --recipe=sections_base --set seed=$(SEED) $(ARGS)
 
 bench: $(READY)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests/kernels

@@ -30,7 +30,10 @@ setuptools.setup(
     python_requires=">=3.11",
     packages=list(packages()),
     package_dir=packages(),
-    package_data={"thinkfirst.kernels": ["block_sizes/*.json"], "thinkfirst.launch": ["demo_base/*"]},
+    package_data={
+        "thinkfirst.kernels": ["block_sizes/*.json"],
+        "thinkfirst.launch": ["demo_base/*", "sections_base/*"],
+    },
     # `build/` and the Bazel file `BUILD` are one name on a case-insensitive disk.
     options={"build": {"build_base": ".build"}},
     install_requires=[

@@ -1,7 +1,7 @@
 """Recipes: one function per run, named for what it is; the two pipelines have theirs in show_work.py, think_first.py.
 
-The demo's base checkpoint is made by `demo_base` and kept in launch/demo_base; every number of these recipes can be
-changed on the command line with --set.
+The base checkpoints of the tiny runs are made by `demo_base` and `sections_base` and kept in folders of those names;
+every number of these recipes can be changed on the command line with --set.
 """
 
 from collections.abc import Callable
@@ -117,6 +117,7 @@ RECIPES: dict[str, Callable[[], stages.RunConfig]] = {
         show_work.show_work_random,
         show_work.show_work_gemma3_1b,
         show_work.show_work_gemma3_1b_fast,
+        think_first.sections_base,
         think_first.think_first_tiny,
         think_first.think_first_gemma2_2b,
         think_first.think_first_gemma2_2b_fast,

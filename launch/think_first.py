@@ -6,10 +6,13 @@ Reject samples the policy's own traces of the verifiable domains and keeps the b
 from traces of open domains, with those replayed among them.
 """
 
+import pathlib
+
 from thinkfirst.launch import show_work
 from thinkfirst.rl import curriculum, objective, optimizer, stages
 from thinkfirst.rl.data import mix, source
 
+SECTIONS_BASE = pathlib.Path(__file__).parent / "sections_base"
 FORMAT_REQUEST = """Think first, then answer. Write your reasoning inside <reasoning> and </reasoning>, in these four \
 sections under these headings:
 ## Analysis & Strategy
@@ -37,34 +40,23 @@ OPEN_TRACES = (mix.Part("traces", "jsonl", "traces/open.jsonl"),)
 def think_first_tiny() -> stages.RunConfig:
     """thinkfirst-train --recipe=think_first_tiny, or make pipelines: the whole pipeline on two CPU cores, in minutes.
 
-    Problems of six domains are made here (rl/data/small_world.py), programs run in the sandbox.  The demo's base is no
-    model that was ever told of sections: the stage "instruct" teaches it them first, from an author who slips, and
-    stands for the tuning that an instruction-tuned Gemma comes with.
+    Problems of six domains are made here (rl/data/small_world.py), programs run in the sandbox.  It starts from
+    launch/sections_base, which knows the sections from an author who slips, as a tuned Gemma knows its instructions.
     """
-    grpo_steps = 40
+    grpo_steps = 60
     return _pipeline(
         "think_first_tiny",
-        checkpoint=str(show_work.DEMO_BASE),
-        data=source.DataConfig(kind="small_world", held_out=96, slip_share=0.4),
-        first=(
-            stages.Pretrain(
-                optimizer=optimizer.OptimizerConfig(learning_rate=3e-3, warmup=0.05, decay="cosine"),
-                data="small_world",
-                name="instruct",
-                steps=400,
-                batch_size=16,
-                num_tokens=256,
-            ),
-        ),
-        evaluate=stages.Evaluate(label="", name="", samples=2, max_new_tokens=208, form="sections"),
+        checkpoint=str(SECTIONS_BASE),
+        data=source.DataConfig(kind="small_world", held_out=96),
+        evaluate=stages.Evaluate(label="", name="", samples=2, max_new_tokens=176, form="sections"),
         grpo=stages.Grpo(
-            optimizer=optimizer.OptimizerConfig(learning_rate=4e-3, decay="cosine"),
+            optimizer=optimizer.OptimizerConfig(learning_rate=2e-3, decay="cosine"),
             lora=stages.LoraConfig(rank=16, alpha=32.0),
             steps=grpo_steps,
             prompts=8,
             group=8,
             micro_batches=4,
-            max_new_tokens=208,
+            max_new_tokens=176,
             phases=(curriculum.Phase("mixed", until=0, difficulties=("easy", "medium", "hard")),),
             rewards=stages.ThinkFirstRewards(style=curriculum.Anneal(1.0, 0.5, grpo_steps)),
             loss=objective.LossConfig(beta=0.03),
@@ -75,21 +67,47 @@ def think_first_tiny() -> stages.RunConfig:
             difficulties=("easy", "medium", "hard"),
             prompts=32,
             samples=2,
-            max_new_tokens=208,
+            max_new_tokens=176,
         ),
         distill=stages.Distill(
-            optimizer=optimizer.OptimizerConfig(learning_rate=4e-3, decay="cosine"),
+            optimizer=optimizer.OptimizerConfig(learning_rate=2e-3, decay="cosine"),
             lora=stages.LoraConfig(rank=16, alpha=32.0),
-            steps=120,
+            steps=100,
             batch_size=16,
-            num_tokens=256,
+            num_tokens=216,
             data=source.DataConfig(kind="small_world_open"),
             replay="reject",
             replay_share=0.5,
         ),
         max_prompt_tokens=64,
         cpu_devices=2,
-        notes=("A share of {slip_share} of the traces of the stage instruct has a slip; distillation has none.",),
+        notes=("The base learned the form from traces with slips; the traces of distillation have none.",),
+    )
+
+
+def sections_base() -> stages.RunConfig:
+    """make sections-base.  The base of think_first_tiny: that of the demo, shown traces of which two in five slip.
+
+    It stands for an instruction-tuned Gemma, which has been told of headings and makes mistakes.
+    """
+    return stages.RunConfig(
+        recipe="sections_base",
+        checkpoint=str(show_work.DEMO_BASE),
+        data=source.DataConfig(kind="small_world", held_out=96, slip_share=0.4),
+        max_prompt_tokens=64,
+        cpu_devices=2,
+        stages=(
+            stages.Pretrain(
+                optimizer=optimizer.OptimizerConfig(learning_rate=4e-3, warmup=0.05, decay="cosine"),
+                data="small_world",
+                name="instruct",
+                steps=900,
+                batch_size=16,
+                num_tokens=216,
+            ),
+            stages.Evaluate(label="base", name="evaluate_base", samples=2, max_new_tokens=176, form="sections"),
+            stages.Export(folder=str(SECTIONS_BASE)),
+        ),
     )
 
 
@@ -122,7 +140,6 @@ def _gemma2_2b(recipe: str, *, prompts: int, distill_rows: int) -> stages.RunCon
         recipe,
         architecture="gemma2_2b",
         data=source.DataConfig(kind="mix", parts=VERIFIABLE),
-        first=(),
         instruction=FORMAT_REQUEST,
         evaluate=stages.Evaluate(label="", name="", samples=2, max_new_tokens=768, form="sections", suite=True),
         grpo=stages.Grpo(
@@ -158,7 +175,6 @@ def _pipeline(
     recipe: str,
     *,
     data: source.DataConfig,
-    first: tuple[stages.Stage, ...],
     evaluate: stages.Evaluate,
     grpo: stages.Grpo,
     reject: stages.Reject,
@@ -181,7 +197,6 @@ def _pipeline(
         cpu_devices=cpu_devices,
         notes=notes,
         stages=(
-            *first,
             stages.labelled(evaluate, "base"),
             grpo,
             stages.labelled(evaluate, "grpo"),

@@ -18,7 +18,10 @@ SMALL = {
         "show_work_tiny --set data.held_out=4 --set stages.evaluate_base.samples=1 "
         "--set stages.evaluate_base.max_new_tokens=8"
     ),
-    "think_first": "think_first_tiny --set stages.instruct.batch_size=4",
+    "think_first": (
+        "think_first_tiny --set data.held_out=6 --set stages.evaluate_base.samples=1 "
+        "--set stages.evaluate_base.max_new_tokens=8 --set stages.grpo.prompts=2 --set stages.grpo.max_new_tokens=16"
+    ),
 }
 
 
@@ -78,7 +81,7 @@ def test_a_session_goes_on_from_the_output_of_the_one_before(session, tmp_path):
 
 
 def test_think_first_begins(session):
-    assert "1 steps; the last is of instruct" in session("first", "think_first")
+    assert "1 steps; the last is of grpo" in session("first", "think_first")
 
 
 def test_without_weights_it_says_what_to_attach(session, monkeypatch, tmp_path):
