@@ -192,7 +192,7 @@ def _pipeline(
             stages.labelled(evaluate, "base"),
             sft,
             stages.labelled(evaluate, "sft"),
-            stages.Gate("gate_sft", metrics=("score",)),  # it is to teach the form: read leniently, the base may be better
+            stages.Gate("gate_sft", metrics=("score",)),  # it teaches the form: leniently read, the base may be better
             stages.Merge("merge_sft"),
             grpo,
             stages.labelled(evaluate, "grpo"),
