@@ -106,7 +106,8 @@ def show_work_gemma3_1b() -> stages.RunConfig:
     thinkfirst-train --recipe=show_work_gemma3_1b --set checkpoint=gemma-3-1b-it \\
         --set data.train=gsm8k/train.jsonl --set data.eval=gsm8k/test.jsonl
 
-    SFT takes two epochs of GSM8K's 7,473 solutions in batches of 32.  `thinkfirst-plan` says how many hours.
+    SFT takes two epochs of GSM8K's 7,473 solutions in batches of 32.  `thinkfirst-plan` with rank 64 says 0.17 hours at
+    least: a roofline, to which evaluations, rewards and compilation come.
     """
     return _gemma3_1b("show_work_gemma3_1b", sft_rows=32, prompts=32)
 
