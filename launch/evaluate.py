@@ -80,7 +80,8 @@ def _evaluate(line: flags.FlagValues) -> None:
         )
         found = evaluate.evaluate(subject, problems, stage, jax.random.key(line.seed), judge)
     if before is not None:
-        found["compared"] = gate.decide(before, found, metrics=stages.Gate().metrics, level=stages.Gate().level)
+        usual = stages.Gate()
+        found["compared"] = gate.decide(before, found, metrics=usual.metrics, level=usual.level)
     print("\n".join(lines(found)))
     if line.out:
         files.write_text(pathlib.Path(line.out), json.dumps(found, indent=1) + "\n")

@@ -19,7 +19,7 @@ IMAGES = {
     "tpu7x": "ubuntu-accel-2404-amd64-tpu-tpu7x",
 }
 PORT = 8476  # of the first worker, where the others find it
-TODO = f"bash {job_lib.FOLDER}/worker.sh"
+WORKER = f"bash {job_lib.FOLDER}/worker.sh"
 
 # What the steps are made of; a worker that has just begun takes no connections yet.
 REACH = """\
@@ -63,8 +63,8 @@ def steps(job: job_lib.Job) -> tuple[job_lib.Step, ...]:
     hosts, workers = _hosts(job), _workers(job)
     folder, place = f"{job.kept}/{job_lib.FOLDER}", _place(job)
     send = job_lib.written(job, folder, worker.on_a_tpu(job))
-    install, wait = (ALL_AT_ONCE.format(todo=f"{TODO} {todo}") for todo in ("install", "wait"))
-    follow = f"on \"$1\" '{TODO} follow'"
+    install, wait = (ALL_AT_ONCE.format(todo=f"{WORKER} {todo}") for todo in ("install", "wait"))
+    follow = f"on \"$1\" '{WORKER} follow'"
     scripts = {
         "create": (f"a slice of {hosts} workers" + (", spot VMs" if job.spot else ""), _create(job, hosts)),
         "copy": (
@@ -74,7 +74,7 @@ def steps(job: job_lib.Job) -> tuple[job_lib.Step, ...]:
         "install": ("thinkfirst[tpu] on every worker", f"{workers}\n{install}"),
         "start": (
             "the same command on every worker, told the first one's name and its own number",
-            f"{workers}\n{START.format(todo=TODO, port=PORT)}",
+            f"{workers}\n{START.format(todo=WORKER, port=PORT)}",
         ),
         "follow": ("the first worker's output; then all exit statuses", f"{workers}\n{follow}\n{wait}"),
         "collect": (f"the workdir into {job.kept}", f"mkdir -p {job.kept}\n{workers}\n{_collect(job, place)}"),

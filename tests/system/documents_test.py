@@ -70,9 +70,8 @@ def fault(command):
     found = PROGRAM.match(command)
     program = importlib.import_module(f"thinkfirst.launch.{found[1] or found[2]}")
     line = program.define_flags()
-    given = [word for word in shlex.split(command[found.end() :]) if not word.startswith("|")]
     try:
-        rest = line(["", *(word for word in given if word not in OPEN)])
+        rest = line(["", *(word for word in shlex.split(command[found.end() :]) if word not in OPEN)])
     except flags.IllegalFlagValueError as error:
         return "" if "must have a value other than None" in str(error) else str(error)
     except flags.Error as error:

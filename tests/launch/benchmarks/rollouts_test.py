@@ -1,15 +1,15 @@
 """The bench of rollouts with a peer that only pretends: the check, the batch size it gets, the turns, the figures."""
 
 import dataclasses
-import json
-import sys
+import functools
 
 import jax
 import numpy as np
 import pytest
 
+import pretended_peer
 from thinkfirst.launch import bench
-from thinkfirst.launch.benchmarks import peer_process, rollouts
+from thinkfirst.launch.benchmarks import rollouts
 from thinkfirst.models import gemma, hf_config
 from thinkfirst.rl import batch
 
@@ -72,21 +72,12 @@ def small(monkeypatch):
 @pytest.fixture
 def pretended(small, monkeypatch, tmp_path):
     """A bench that runs SCRIPT and no engine; what the script was asked, and where its environment is."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    (tmp_path / "tunix_rollout.py").write_text(SCRIPT)
-    monkeypatch.setattr(peer_process, "SCRIPTS", tmp_path)
+    asked = pretended_peer.install(monkeypatch, tmp_path, "tunix_rollout", SCRIPT)
     monkeypatch.setattr(rollouts, "Ours", Echo)
-    log = tmp_path / "tunix_rollout.log"
-    return tmp_path, lambda: [json.loads(line) for line in log.read_text().splitlines()]
+    return tmp_path, asked
 
 
-def run(folder, *arguments):
-    out = folder / "figures.json"
-    status = bench.main(
-        ["bench", "--suite=rollout", "--peer=tunix", f"--peer_env={folder}", f"--out={out}", *arguments]
-    )
-    return status, json.loads(out.read_text()) if out.exists() else None
+run = functools.partial(pretended_peer.run, "rollout")
 
 
 def test_the_figures_are_useful_tokens_of_interleaved_runs(pretended, monkeypatch, capsys):

@@ -1,17 +1,16 @@
 """The bench of whole steps with a peer that only pretends: the check, the sizes each side gets, the figures."""
 
 import dataclasses
+import functools
 import itertools
-import json
-import sys
 
 import jax
 import numpy as np
 import pytest
 
+import pretended_peer
 import tolerance
-from thinkfirst.launch import bench
-from thinkfirst.launch.benchmarks import peer_process, rollouts, steps
+from thinkfirst.launch.benchmarks import rollouts, steps
 
 # Samples [4, 7] or [4, 7, 6] everywhere; is fastest with half of the prompts at a time and one to learn from.
 SCRIPT = """
@@ -74,19 +73,12 @@ def small(monkeypatch):
 @pytest.fixture
 def pretended(small, monkeypatch, tmp_path):
     """A bench that runs SCRIPT and no model; what the script was asked, and where its environment is."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    (tmp_path / "tunix_step.py").write_text(SCRIPT)
-    monkeypatch.setattr(peer_process, "SCRIPTS", tmp_path)
+    asked = pretended_peer.install(monkeypatch, tmp_path, "tunix_step", SCRIPT)
     monkeypatch.setattr(steps, "Ours", Echo)
-    log = tmp_path / "tunix_step.log"
-    return tmp_path, lambda: [json.loads(line) for line in log.read_text().splitlines()]
+    return tmp_path, asked
 
 
-def run(folder, *arguments):
-    out = folder / "figures.json"
-    status = bench.main(["bench", "--suite=step", "--peer=tunix", f"--peer_env={folder}", f"--out={out}", *arguments])
-    return status, json.loads(out.read_text()) if out.exists() else None
+run = functools.partial(pretended_peer.run, "step")
 
 
 def test_figures_are_useful_tokens_of_whole_steps_in_turn(pretended, capsys):
